@@ -1,0 +1,78 @@
+"""Make README.md, and the pictures in figures/readme/, from nbs/index.ipynb as it is stored; nothing is run.
+
+usage: python tools/readme.py [--check]      --check writes nothing and fails if the files on disk differ
+
+Cells with `#| hide`, `#| export` or `#| default_exp` are left out; of a cell with `#| echo: false` only the outputs are
+shown; `#| fig-alt: TEXT` describes its picture.
+"""
+import argparse
+import posixpath
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = "figures/readme"
+HEAD = "<!-- made from nbs/index.ipynb by tools/readme.py: edit the notebook -->\n\n"
+
+
+def directives(source: str) -> dict[str, str]:
+    "The `#| name: value` lines of a cell."
+    found = re.findall(r"^#\|\s*([\w-]+):?[ \t]*(.*)$", source, re.MULTILINE)
+    return {name: value.strip() for name, value in found}
+
+
+def from_root(match: re.Match) -> str:
+    "A link of the notebook, which stands in nbs/, as a link of the README."
+    target = match[1]
+    return f"]({target if re.match(r'#|[a-z]+:', target) else posixpath.normpath(f'nbs/{target}')})"
+
+
+def build(path: Path) -> tuple[str, dict[str, bytes]]:
+    "The text of the README and its pictures by path."
+    notebook = nbformat.read(path, 4)
+    cells, described = [], {}
+    for cell in notebook.cells:
+        marks = directives(cell.source) if cell.cell_type == "code" else {}
+        if cell.cell_type == "raw" or marks.keys() & {"hide", "export", "default_exp"}:
+            continue
+        if cell.cell_type == "code":
+            cell.source = "" if marks.get("echo") == "false" else re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
+            described[len(cells)] = marks.get("fig-alt", "figure")
+        else:
+            cell.source = re.sub(r"\]\(([^)\s]+)\)", from_root, cell.source)
+        cells.append(cell)
+    notebook.cells = cells
+    notebook.metadata["language_info"] = {"name": "python"}
+    text, resources = MarkdownExporter().from_notebook_node(notebook, resources={"output_files_dir": PICTURES})
+    text = re.sub(r"^```python\n\s*```$", "", text, flags=re.MULTILINE)
+    text = re.sub(rf"!\[\w+\]\(({PICTURES}/\w+_(\d+)_\d+\.\w+)\)", lambda m: f"![{described[int(m[2])]}]({m[1]})", text)
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip() + "\n"
+    return HEAD + text, resources["outputs"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the files on disk differ")
+    check = parser.parse_args().check
+    text, pictures = build(ROOT / "nbs/index.ipynb")
+    wanted = {ROOT / "README.md": text.encode()} | {ROOT / name: data for name, data in pictures.items()}
+    stale = set((ROOT / PICTURES).glob("*")) - wanted.keys()
+    if check:
+        differing = {p for p, data in wanted.items() if not p.is_file() or p.read_bytes() != data} | stale
+        if differing:
+            names = ", ".join(sorted(p.relative_to(ROOT).as_posix() for p in differing))
+            sys.exit(f"{names}: not what nbs/index.ipynb gives; run python tools/readme.py")
+        return
+    for path in stale:
+        path.unlink()
+    for path, data in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
