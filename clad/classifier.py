@@ -66,7 +66,7 @@ def trimmed(net: nn.Module, shape: tuple[int, int, int]):
             weight[:, :, taps, taps] = conv.weight.detach()
             conv.weight = nn.Parameter(weight)
 
-# %% ../nbs/12_classifier.ipynb #b4afa438
+# %% ../nbs/12_classifier.ipynb #8241afc2
 def fit_classifier(pixels: Pixels, labels: np.ndarray, n_clusters: int, loop: Loop, *,
                    checkpoint: Checkpoint | None = None, verbose: bool = False) -> tuple[ResNet, dict]:
     """Train a ResNet-18 on pseudo-labels int64 [N]; the network in eval mode, and its history.
@@ -88,6 +88,7 @@ def fit_classifier(pixels: Pixels, labels: np.ndarray, n_clusters: int, loop: Lo
                         checkpoint=checkpoint, verbose=verbose)
         net.eval()
         accuracy = float((logits(net, pixels).argmax(1) == target.cpu()).double().mean())
+    net.zero_grad(set_to_none=True)
     return net, {"loss": history, "accuracy": accuracy}
 
 

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['check_parameters', 'execute', 'main']
 
-# %% ../nbs/40_cli.ipynb #a4ffb407
+# %% ../nbs/40_cli.ipynb #f000aae5
 import argparse
+import base64
+import io
 import os
 import re
 import sys
@@ -40,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--again", action="store_true", help="run also what is recorded")
     return parser
 
-# %% ../nbs/40_cli.ipynb #973fc6b0
+# %% ../nbs/40_cli.ipynb #45c123f0
 def _publishable(notebook: Any, parameters: dict[str, Any]) -> str:
     "The text of an executed notebook without times, machine folders, error streams and random cell ids."
     import nbformat
@@ -55,15 +57,23 @@ def _publishable(notebook: Any, parameters: dict[str, Any]) -> str:
                 cell.source = re.sub(rf"^{name} = .*$", f'{name} = ""', cell.source, flags=re.M)
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [_numberless(output) for output in cell.outputs if output.get("name") != "stderr"
+            cell.outputs = [_slim(output) for output in cell.outputs if output.get("name") != "stderr"
                             and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
     return nbformat.writes(notebook) + "\n"
 
 
-def _numberless(output: Any) -> Any:
-    "A cell output without its execution count and metadata of the run."
+def _slim(output: Any) -> Any:
+    "A cell output without its execution count; a large PNG, which only photographs make, becomes a JPEG."
+    from PIL import Image
+
     if "execution_count" in output:
         output["execution_count"] = None
+    data = output.get("data", {})
+    if len(data.get("image/png", "")) > 60_000:
+        picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGBA")
+        paper, jpeg = Image.new("RGBA", picture.size, "white"), io.BytesIO()
+        Image.alpha_composite(paper, picture).convert("RGB").save(jpeg, "JPEG", quality=85)
+        data["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
     return output
 
 # %% ../nbs/40_cli.ipynb #4b72ea94

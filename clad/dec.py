@@ -6,8 +6,7 @@
 __all__ = ['soft_assignment', 'target_distribution', 'kl_divergence', 'Clustering', 'cluster_sizes', 'effective_clusters',
            'init_centres', 'assign', 'fit_dec']
 
-# %% ../nbs/11_dec.ipynb #6b857cd4
-import math
+# %% ../nbs/11_dec.ipynb #e75f7675
 from dataclasses import dataclass, field
 
 import numpy as np

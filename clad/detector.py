@@ -75,7 +75,7 @@ def released_settings(dataset: str | None, scenario: str | None) -> dict:
                 kmeans_restarts=max(20, d), clf_epochs=clf_epochs, clf_lr=clf_lr, clf_batch_size=128, drop_last=True,
                 schedule="constant")
 
-# %% ../nbs/14_detector.ipynb #6695ccc4
+# %% ../nbs/14_detector.ipynb #69e23cbf
 PAPER = dict(n_clusters=10, hidden_dim=100, temperature=1000.0, epsilon=0.0014, autoencoder="paper", ae_epochs=100,
              ae_lr=0.01, ae_batch_size=512, dec_target="whole", dec_epochs=100, dec_lr=0.01, dec_batch_size=256,
              kmeans_restarts=20, clf_epochs=100, clf_lr=1e-4, clf_batch_size=128, schedule="constant")
@@ -84,7 +84,7 @@ SHORT = {**PAPER, "ae_epochs": "auto", "ae_lr": 2e-3, "ae_batch_size": 256, "dec
 SMOKE = {**SHORT, "hidden_dim": 10, "n_clusters": 3, "ae_epochs": 3, "dec_epochs": 2, "clf_epochs": 3,
          "ae_batch_size": 32, "dec_batch_size": 32, "clf_batch_size": 32, "kmeans_restarts": 3}
 BUDGET = {"ae": 150_000, "dec": 75_000, "clf": 75_000}  # images seen under "auto", per stage
-MOST = {"ae": 60, "dec": 40, "clf": 40}  # epochs at the most under "auto"
+MOST = {"ae": 30, "dec": 20, "clf": 20}  # epochs at the most under "auto"
 
 # %% ../nbs/14_detector.ipynb #da5fa8c1
 class _Stages:

@@ -1,0 +1,109 @@
+"""Measure how much of the bare network's speed the classifier and ODIN reach; writes figures/benchmark.md.
+
+usage: python tools/benchmark.py [--threads N] [--size 28] [--out figures/benchmark.md]
+
+Run it on an idle machine. Each rate is the best of three rounds, and the rounds of the variants take turns.
+"""
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from clad.base import seeded
+from clad.classifier import fit_classifier, make_resnet, trimmed
+from clad.odin import odin_scores
+from clad.training import Loop, Pixels
+
+CPU, BATCH = torch.device("cpu"), 128
+
+
+def best_of(variants: dict, images: dict, rounds: int = 3) -> dict[str, float]:
+    "Images per second of each variant, the best round; variants take turns."
+    rates = dict.fromkeys(variants, 0.0)
+    for _ in range(rounds):
+        for name, work in variants.items():
+            start = time.perf_counter()
+            work()
+            rates[name] = max(rates[name], images[name] / (time.perf_counter() - start))
+    return rates
+
+
+def bare_training(net: nn.Module, n: int, size: int) -> None:
+    "The least a training loop can do: the same batch over and over."
+    net = net.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=True)
+    x = torch.randn(BATCH, 1, size, size).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (BATCH,))
+    for _ in range(n // BATCH):
+        loss = nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+
+def bare_trimmed(n: int, size: int) -> None:
+    "The bare loop over the trimmed network."
+    with trimmed(make_resnet(10, 1), (1, size, size)) as net:
+        bare_training(net, n, size)
+
+
+def bare_odin(net: nn.Module, n: int, size: int, batch: int = 256) -> None:
+    "Two forward passes and one input gradient on the same batch over and over."
+    x = torch.randn(batch, 1, size, size).contiguous(memory_format=torch.channels_last)
+    for _ in range(n // batch):
+        moving = x.detach().requires_grad_()
+        nn.functional.cross_entropy(net(moving), torch.zeros(batch, dtype=torch.long)).backward(inputs=[moving])
+        with torch.inference_mode():
+            net(x)
+
+
+def main() -> None:
+    "Measure, print and write the table."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--out", default="figures/benchmark.md")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    size, n = args.size, 20 * BATCH
+    rng = np.random.default_rng(0)
+    pixels = Pixels(rng.integers(0, 256, (n, 1, size, size), dtype=np.uint8), (0.5,), (0.3,), CPU)
+    labels, net = rng.integers(0, 10, n), make_resnet(10, 1).to(memory_format=torch.channels_last).eval()
+    single = Pixels(pixels.images[:64], (0.5,), (0.3,), CPU)
+    scores = {}
+
+    def one_by_one() -> None:
+        scores["one"] = odin_scores(net, single, std=(0.3,), batch_size=1)
+
+    with seeded(0):
+        training = best_of({
+            "bare loop, torchvision's network": lambda: bare_training(make_resnet(10, 1), n, size),
+            "bare loop, trimmed network": lambda: bare_trimmed(n, size),
+            "fit_classifier": lambda: fit_classifier(pixels, labels, 10, Loop(1, BATCH, 1e-4)),
+        }, dict.fromkeys(("bare loop, torchvision's network", "bare loop, trimmed network", "fit_classifier"), n))
+        scoring = best_of({
+            "bare batches of 256": lambda: bare_odin(net, n, size),
+            "odin_scores": lambda: odin_scores(net, pixels, std=(0.3,)),
+            "odin_scores, one image at a time": one_by_one,
+        }, {"bare batches of 256": n, "odin_scores": n, "odin_scores, one image at a time": 64})
+    gap = float(np.abs(odin_scores(net, single, std=(0.3,)) - scores["one"]).max())
+    lines = [f"Measured on {args.threads} threads of {platform.machine()}, torch {torch.__version__.split('+')[0]}, "
+             f"{size}x{size} grey images, best of three rounds.", "",
+             "| training, batch 128 | images/s | share of the bare loop over torchvision's network |", "|---|---|---|"]
+    first = training["bare loop, torchvision's network"]
+    lines += [f"| {name} | {rate:.0f} | {100 * rate / first:.0f} % |" for name, rate in training.items()]
+    lines += ["", "| ODIN | images/s | share of bare batches |", "|---|---|---|"]
+    first = scoring["bare batches of 256"]
+    lines += [f"| {name} | {rate:.0f} | {100 * rate / first:.0f} % |" for name, rate in scoring.items()]
+    lines += ["", f"Largest difference between batched and one-at-a-time scores: {gap:.1e}.", ""]
+    print("\n".join(lines))
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.out).write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
