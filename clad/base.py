@@ -43,11 +43,11 @@ def _finite_unit(x: np.ndarray, name: str) -> None:
                 "floats must lie in [0, 1]; pass uint8 for 0..255, and raw rather than normalised images."
             )
 
-# %% ../nbs/03_base.ipynb #0709adc1
+# %% ../nbs/03_base.ipynb #c0fa665b
 def _to_array(X, name: str) -> np.ndarray:
     "X as an ndarray; ragged lists are refused with the index of the first image of another size."
     if isinstance(X, torch.Tensor):
-        return X.detach().cpu().numpy()
+        return (X.float() if X.is_floating_point() else X).detach().cpu().numpy()
     if isinstance(X, (list, tuple)):
         shapes = [np.shape(x) for x in X]
         odd = next((i for i, s in enumerate(shapes) if s != shapes[0]), None)
@@ -69,14 +69,17 @@ def _channels_first(x: np.ndarray, name: str) -> np.ndarray:
         "a single image needs a leading axis of length 1."
     )
 
-# %% ../nbs/03_base.ipynb #d4caeffc
+# %% ../nbs/03_base.ipynb #c674efa7
 def _match_shape(shape: tuple, fitted: tuple, name: str) -> None:
     "Raise ValueError if the image shape [C,H,W] is not the fitted one."
     if shape == fitted:
         return
+    if len(fitted) != 3:
+        raise ValueError(f"{name} holds images, the detector was fitted on rows of length {fitted[0]}: flatten first.")
     kinds = {1: "grey (1 channel)", 3: "RGB (3 channels)"}
     if shape[0] != fitted[0]:
-        raise ValueError(f"{name} is {kinds[shape[0]]}, the detector was fitted on {kinds[fitted[0]]}: convert first.")
+        raise ValueError(f"{name} is {kinds[shape[0]]}, the detector was fitted on {kinds[fitted[0]]}: "
+                         "convert first (a single image needs a leading axis).")
     raise ValueError(
         f"{name} has images of {shape[1]}x{shape[2]} pixels, the detector was fitted on "
         f"{fitted[1]}x{fitted[2]}: resize first."
@@ -152,9 +155,13 @@ def held_out(n: int, fraction: float, groups: np.ndarray | None, seed: int) -> n
     count = 0 if fraction == 0 else min(len(names) - 1, max(1, round(fraction * len(names))))
     return np.isin(groups, np.random.default_rng(seed).permutation(names)[:count])
 
-# %% ../nbs/03_base.ipynb #4540568f
+# %% ../nbs/03_base.ipynb #7141324b
 class _Threshold:
     "Decisions from scores: the threshold comes from scores of held-out normal images."
+
+    def _check_alpha(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha}: the tolerated false-alarm rate must lie in (0, 1).")
 
     def calibrate(self, X) -> "Detector":
         "Set the threshold from normal images that the fit has not seen. Returns self."
@@ -168,8 +175,7 @@ class _Threshold:
     @property
     def offset_(self) -> float:
         "Threshold on `score_samples` at the false-alarm rate `alpha`; -inf if no image can be flagged."
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is {self.alpha}: the tolerated false-alarm rate must lie in (0, 1).")
+        self._check_alpha()
         if not len(getattr(self, "calibration_scores_", ())):
             raise NotFittedError("There is no threshold yet: fit with calibration_fraction > 0, or call "
                                  "calibrate(X_normal) with normal images that the fit has not seen.")
@@ -184,7 +190,7 @@ class _Threshold:
         "+1 for normal, -1 for anomalous, int [N], at the false-alarm rate `alpha`."
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-# %% ../nbs/03_base.ipynb #cc70bdf4
+# %% ../nbs/03_base.ipynb #d7c7fd9d
 def _tuples(value):
     "JSON lists as tuples, recursively, so that constructor parameters come back as they were."
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
@@ -197,14 +203,18 @@ def _read_bundle(path) -> tuple[dict, dict]:
     try:
         with safe_open(str(path), framework="numpy") as f:
             header = json.loads((f.metadata() or {})["clad"])
+            if header["format"] != 1:
+                raise ValueError(f"format {header['format']} is newer than this version of clad")
             return header, {k: f.get_tensor(k) for k in f.keys()}
     except Exception as error:
         raise ValueError(f"{path} is not a detector saved by clad, or it is damaged ({error!r}).") from error
 
-# %% ../nbs/03_base.ipynb #95b83934
+# %% ../nbs/03_base.ipynb #f9b5dbcf
 def write_safetensors(path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     "Write a safetensors file through a temporary neighbour, so that an interrupted save leaves the old file whole."
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first.")
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
@@ -214,7 +224,7 @@ def write_safetensors(path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     finally:
         Path(partial).unlink(missing_ok=True)
 
-# %% ../nbs/03_base.ipynb #b2206482
+# %% ../nbs/03_base.ipynb #48bd5d9b
 class _Bundle:
     "One file without pickle. Subclasses implement `_get_state() -> (arrays, meta)` and `_set_state(arrays, meta)`."
 
@@ -225,29 +235,39 @@ class _Bundle:
         params = {k: None if k == "cache_dir" else v for k, v in self.get_params(deep=False).items()}
         header = {"format": 1, "class": type(self).__name__, "module": type(self).__module__, "params": params,
                   "state": meta, "image_shape": self.image_shape_, "fit_report": self.fit_report_}
-        arrays = {"calibration_scores": self.calibration_scores_, **arrays}
-        write_safetensors(path, arrays, {"clad": json.dumps(header)})
+        arrays = {"calibration_scores": self.calibration_scores_, "held_out": self.held_out_, **arrays}
+        write_safetensors(path, arrays, {"clad": json.dumps(header, default=lambda value: value.tolist())})
 
     @classmethod
-    def load(cls, path) -> "Detector":
-        "The detector that `save` wrote; ValueError if the file holds another class or is damaged."
+    def load(cls, path, device: str | None = None) -> "Detector":
+        "The detector that `save` wrote, on another device if one is named; ValueError for another class or damage."
         header, arrays = _read_bundle(path)
         if header["class"] != cls.__name__:
             raise ValueError(f"{path} holds a {header['class']}, not a {cls.__name__}.")
-        detector = cls(**{k: _tuples(v) for k, v in header["params"].items()})
-        detector.image_shape_ = _tuples(header["image_shape"])
-        detector.fit_report_ = header["fit_report"]
-        detector.calibration_scores_ = arrays.pop("calibration_scores")
-        detector._set_state(arrays, header["state"])
+        try:
+            detector = cls(**{k: _tuples(v) for k, v in header["params"].items()})
+            detector.device = device or detector.device
+            detector.image_shape_, detector.fit_report_ = _tuples(header["image_shape"]), header["fit_report"]
+            detector.calibration_scores_ = arrays.pop("calibration_scores")
+            detector.held_out_ = arrays.pop("held_out").astype(bool)
+            detector._set_state(arrays, header["state"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged, or from another version of clad ({error!r}).") from error
         return detector
 
-# %% ../nbs/03_base.ipynb #050ade6a
-def load(path) -> "Detector":
-    "Load any detector of this package from a file that `save` wrote; `SomeClass.load(path)` for your own classes."
+# %% ../nbs/03_base.ipynb #9bd289fb
+def load(path, device: str | None = None) -> "Detector":
+    """Load any detector of this package from a file that `save` wrote; `SomeClass.load(path)` for your own classes.
+
+    device: "cpu", "cuda" or "auto" instead of the device that the detector was fitted for.
+    """
     header, _ = _read_bundle(path)
     if header["module"].split(".")[0] != "clad":
         raise ValueError(f"{path} holds a {header['class']} of {header['module']}: call {header['class']}.load(path).")
-    return getattr(importlib.import_module(header["module"]), header["class"]).load(path)
+    kind = getattr(importlib.import_module(header["module"]), header["class"], None)
+    if not (isinstance(kind, type) and issubclass(kind, Detector)):
+        raise ValueError(f"{path} names {header['module']}.{header['class']}, which is not a detector.")
+    return kind.load(path, device)
 
 # %% ../nbs/03_base.ipynb #9110425a
 class _Settings:
@@ -297,12 +317,13 @@ class _Scoring:
         self.fit_report_["warnings"].append(message)
         warnings.warn(f"{type(self).__name__}: {message}", UserWarning, stacklevel=3)
 
-# %% ../nbs/03_base.ipynb #82c36748
+# %% ../nbs/03_base.ipynb #ea455c27
 class Detector(_Scoring, _Threshold, _Bundle, _Settings, OutlierMixin, BaseEstimator):
     """Base of all detectors. Subclasses implement `_fit(images, groups, seed)` and `_score(images)`.
 
     alpha: tolerated false-alarm rate of `predict`, may be changed after the fit. calibration_fraction: share of
     the fit's images that only set the threshold. random_state: seed, or None. device: "auto", "cpu" or "cuda".
+    verbose: progress bars. After fit: held_out_, bool [N], the images that set the threshold; fit_report_.
     """
 
     accepts_flat = False  # True: also takes float [N,D]
@@ -319,14 +340,15 @@ class Detector(_Scoring, _Threshold, _Bundle, _Settings, OutlierMixin, BaseEstim
 
         Raises ValueError, naming the offender, for images that `check_images` refuses.
         """
+        self._check_alpha()
         images = check_images(X, flat=self.accepts_flat)
         groups = None if groups is None else np.asarray(groups)
         if groups is not None and groups.shape != (len(images),):
             raise ValueError(f"groups has shape {groups.shape} for {len(images)} images: one group number an image.")
         with seeded(self.random_state) as seed:
-            held = held_out(len(images), self.calibration_fraction, groups, seed)
+            held = self.held_out_ = held_out(len(images), self.calibration_fraction, groups, seed)
             self.image_shape_, self.calibration_scores_ = None, np.empty(0)
-            self.fit_report_ = {"seconds": {}, "warnings": []}
+            self.fit_report_ = {"seed": seed, "seconds": {}, "warnings": []}
             self._fit(images[~held] if held.any() else images, None if groups is None else groups[~held], seed)
         self.image_shape_ = tuple(int(s) for s in images.shape[1:])
         return self.calibrate(images[held]) if held.any() else self
@@ -354,11 +376,25 @@ def _check_scores(detector, fitted, images):
     assert s.dtype == np.float64 and s.shape == (len(images),) and np.isfinite(s).all() and np.ptp(s) > 0
     assert np.array_equal(fitted.anomaly_score(images), -s)
 
-# %% ../nbs/03_base.ipynb #5673e84b
+# %% ../nbs/03_base.ipynb #daf835f2
 def _check_sign(detector, fitted, images):
     "a blatant anomaly (uniform noise) scores below the median normal image"
     noise = np.random.default_rng(0).integers(0, 256, (8, *images.shape[1:]), dtype=np.uint8)
     assert np.median(fitted.score_samples(noise)) < np.median(fitted.score_samples(images))
+
+
+def _check_fit_inputs(detector, fitted, images):
+    "fit takes memory maps, tensors and floats alike, and groups: whole groups are held out, a wrong length is refused"
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "images.npy", images)
+        mapped = np.load(Path(folder) / "images.npy", mmap_mode="r")
+        for same in (mapped, torch.from_numpy(images)):
+            assert np.array_equal(_fitted(detector, same).score_samples(images), fitted.score_samples(images))
+    groups = np.arange(len(images)) // 10
+    grouped = _fitted(clone(detector).set_params(calibration_fraction=0.3), images, groups=groups)
+    held = grouped.held_out_
+    assert held.any() and not set(groups[held]) & set(groups[~held])
+    _refuses(lambda: clone(detector).fit(images, groups=groups[1:]), "groups")
 
 
 def _check_seed(detector, fitted, images):
@@ -442,7 +478,7 @@ def _check_bundle(detector, fitted, images):
     params = {**fitted.get_params(), **({"cache_dir": None} if "cache_dir" in fitted.get_params() else {})}
     assert again.get_params() == params
 
-# %% ../nbs/03_base.ipynb #aa49891b
+# %% ../nbs/03_base.ipynb #e0dce1c1
 def _check_clusters(detector, fitted, images):
     "a clusterer gives one label per fitted image and a cluster for any image"
     if hasattr(fitted, "labels_"):
@@ -451,7 +487,7 @@ def _check_clusters(detector, fitted, images):
 
 
 CHECKS = (_check_parameters, _check_scores, _check_independence, _check_sign, _check_seed, _check_generators,
-          _check_layouts, _check_bad_input, _check_threshold, _check_bundle, _check_clusters)
+          _check_layouts, _check_fit_inputs, _check_bad_input, _check_threshold, _check_bundle, _check_clusters)
 
 
 def check_detector(detector: Detector, images: np.ndarray | None = None) -> list[str]:

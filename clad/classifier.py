@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['make_resnet', 'live_taps', 'trimmed', 'fit_classifier', 'logits']
 
-# %% ../nbs/12_classifier.ipynb #e73f9b30
+# %% ../nbs/12_classifier.ipynb #e85de90b
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,7 +31,23 @@ def live_taps(size: int, stride: int) -> slice:
     live = [k for k in range(3) if any(0 <= o * stride + k - 1 < size for o in outputs)]
     return slice(live[0], live[-1] + 1)
 
-# %% ../nbs/12_classifier.ipynb #d574d567
+# %% ../nbs/12_classifier.ipynb #3a2de2e9
+def _as_matrix(weight: torch.Tensor, size: int, stride: int, first: int) -> torch.Tensor:
+    "A kernel [Co,Ci,k,k] (taps from `first` on, padding 1) over a size x size map as a matrix [o o Co, size size Ci]."
+    outputs = range((size - 1) // stride + 1)
+    starts = [(1 - y * stride - first, 1 - x * stride - first) for y in outputs for x in outputs]
+    rows = [weight[:, :, y : y + size, x : x + size].permute(0, 2, 3, 1).flatten(1) for y, x in starts]
+    return torch.cat(rows)
+
+
+def _dense_forward(conv: nn.Conv2d, size: int, first: int, x: torch.Tensor) -> torch.Tensor:
+    "The convolution of a map of at most 2x2 pixels as one matrix product."
+    side = (size - 1) // conv.stride[0] + 1
+    matrix = _as_matrix(conv.weight, size, conv.stride[0], first)
+    y = nn.functional.linear(x.permute(0, 2, 3, 1).flatten(1), matrix)
+    return y.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
+
+# %% ../nbs/12_classifier.ipynb #f3aec12e
 def _conv_inputs(net: nn.Module, shape: tuple[int, ...]) -> dict[nn.Conv2d, int]:
     "Side length of the map that enters each 3x3 convolution with padding 1, for square images of this shape."
     sizes, hooks, was_training = {}, [], net.training
@@ -46,48 +63,47 @@ def _conv_inputs(net: nn.Module, shape: tuple[int, ...]) -> dict[nn.Conv2d, int]
 
 @contextmanager
 def trimmed(net: nn.Module, shape: tuple[int, int, int]):
-    """Within the block, 3x3 kernels hold only the taps that can meet pixels of [C,H,W] images; afterwards all.
+    """Within the block, convolutions over maps of at most 2x2 pixels hold their live taps only and run as matrices.
 
-    Exact: outputs, gradients and Adam's steps (without weight decay) are unchanged. Images that are not square
-    are left alone.
+    shape: (C, H, W) of the images; images that are not square are left alone. Outputs, gradients and Adam's steps
+    (without weight decay) are the same up to rounding; afterwards the network is whole again.
     """
     full = {}
     for conv, size in (_conv_inputs(net, shape) if shape[1] == shape[2] else {}).items():
-        taps = live_taps(size, conv.stride[0])
-        if taps != slice(0, 3):
-            full[conv] = conv.weight.detach().clone(), taps, conv.padding, conv.kernel_size
+        if size <= 2:
+            taps = live_taps(size, conv.stride[0])
+            full[conv] = conv.weight.detach().clone(), taps
             conv.weight = nn.Parameter(conv.weight.detach()[:, :, taps, taps].clone())
-            conv.padding = (1 - taps.start,) * 2
-            conv.kernel_size = (taps.stop - taps.start,) * 2
+            conv.forward = partial(_dense_forward, conv, size, taps.start)
     try:
         yield net
     finally:
-        for conv, (weight, taps, conv.padding, conv.kernel_size) in full.items():
+        for conv, (weight, taps) in full.items():
             weight[:, :, taps, taps] = conv.weight.detach()
             conv.weight = nn.Parameter(weight)
+            del conv.forward
 
-# %% ../nbs/12_classifier.ipynb #8241afc2
+# %% ../nbs/12_classifier.ipynb #7d1de7d9
 def fit_classifier(pixels: Pixels, labels: np.ndarray, n_clusters: int, loop: Loop, *,
                    checkpoint: Checkpoint | None = None, verbose: bool = False) -> tuple[ResNet, dict]:
     """Train a ResNet-18 on pseudo-labels int64 [N]; the network in eval mode, and its history.
 
-    history: mean "loss" of each epoch, and the training "accuracy" in eval mode at the end.
+    history: mean "loss" of each epoch, and the training "accuracy" in eval mode at the end (on 2,048 images at most).
     """
     shape = tuple(pixels[0:1].shape[1:])
     net = make_resnet(n_clusters, shape[0]).to(pixels.device, memory_format=torch.channels_last).train()
     target = torch.as_tensor(labels, device=pixels.device)
 
     def loss(index) -> torch.Tensor:
-        if len(index) == 1:  # batch statistics of one image do not exist
-            index = np.repeat(index, 2)
         return nn.functional.cross_entropy(net(pixels[index]), target[torch.as_tensor(index, device=target.device)])
 
     with trimmed(net, shape):
         optimizer = torch.optim.Adam(net.parameters(), loop.lr, fused=True)
         history = train("classifier", loop, loss, nn.ModuleDict({"net": net}), len(pixels), optimizer,
                         checkpoint=checkpoint, verbose=verbose)
-        net.eval()
-        accuracy = float((logits(net, pixels).argmax(1) == target.cpu()).double().mean())
+        some = np.arange(0, len(pixels), -(-len(pixels) // 2048))
+        with torch.inference_mode():
+            accuracy = float((net.eval()(pixels[some]).argmax(1) == target[torch.as_tensor(some)]).double().mean())
     net.zero_grad(set_to_none=True)
     return net, {"loss": history, "accuracy": accuracy}
 

@@ -6,12 +6,13 @@
 __all__ = ['soft_assignment', 'target_distribution', 'kl_divergence', 'Clustering', 'cluster_sizes', 'effective_clusters',
            'init_centres', 'assign', 'fit_dec']
 
-# %% ../nbs/11_dec.ipynb #e75f7675
+# %% ../nbs/11_dec.ipynb #c1bf04d7
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .autoencoder import encode
@@ -56,12 +57,13 @@ def effective_clusters(labels: np.ndarray, n_clusters: int) -> float:
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))
 
-# %% ../nbs/11_dec.ipynb #ef5cf99d
+# %% ../nbs/11_dec.ipynb #ad978ff1
 def init_centres(z: torch.Tensor, n_clusters: int, n_init: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
     "Centres [K,d] and labels [N] of the best of n_init k-means runs; ValueError if there are fewer images than K."
     if len(z) < n_clusters:
         raise ValueError(f"{len(z)} images cannot form n_clusters={n_clusters} clusters: lower n_clusters.")
-    kmeans = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(z.cpu().numpy())
+    with threadpool_limits(1, user_api="openmp"):  # more threads add up in any order, and the last bits differ
+        kmeans = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(z.cpu().numpy())
     return torch.from_numpy(kmeans.cluster_centers_).float().to(z.device), kmeans.labels_.astype(np.int64)
 
 
@@ -70,20 +72,20 @@ def assign(net: nn.Module, centres: torch.Tensor, pixels: Pixels) -> torch.Tenso
     with torch.inference_mode():
         return soft_assignment(encode(net, pixels), centres)
 
-# %% ../nbs/11_dec.ipynb #2bfb97ca
+# %% ../nbs/11_dec.ipynb #9bc2ab23
 class _Targets:
     "The whole-set target: refreshed before an epoch, remembered between epochs, compared for the stopping rule."
 
     def __init__(self, net, centres, pixels, interval: int, tol: float, state: dict):
         self.net, self.centres, self.pixels, self.interval, self.tol = net, centres, pixels, interval, tol
-        self.state, self.p, self.labels = state, None, None
+        self.state = state
 
     def before_epoch(self, epoch: int) -> bool:
         "Refresh p every `interval` epochs; True when fewer than a share `tol` of the labels changed."
-        if epoch % self.interval and self.p is not None:
+        if epoch % self.interval:
             return False
         q = assign(self.net, self.centres, self.pixels).clone()
-        self.p, labels = target_distribution(q), q.argmax(1).tolist()
+        self.state["p"], labels = target_distribution(q), q.argmax(1).tolist()
         previous, self.state["labels"] = self.state.get("labels"), labels
         if previous is None:
             return False
@@ -92,7 +94,7 @@ class _Targets:
         self.state["stopped"] = changed < self.tol
         return self.state["stopped"]
 
-# %% ../nbs/11_dec.ipynb #15e2c837
+# %% ../nbs/11_dec.ipynb #b865c748
 def fit_dec(net: nn.Module, pixels: Pixels, n_clusters: int, loop: Loop, *, target: str = "whole", tol: float = 1e-3,
             update_interval: int = 1, n_init: int = 20, seed: int = 0, checkpoint: Checkpoint | None = None,
             verbose: bool = False) -> Clustering:
@@ -106,7 +108,7 @@ def fit_dec(net: nn.Module, pixels: Pixels, n_clusters: int, loop: Loop, *, targ
     net.train(target == "batch")
     centres, labels = init_centres(encode(net, pixels), n_clusters, n_init, seed)
     centres = nn.Parameter(centres)
-    state = {"changed": [], "labels": None, "stopped": False}
+    state = {"changed": [], "labels": None, "stopped": False, "p": torch.empty(0)}
     whole = _Targets(net, centres, pixels, update_interval, tol, state)
     parameters = [*net.encoder.parameters(), centres]
     optimizer = torch.optim.SGD(parameters, loop.lr, momentum=0.9)
@@ -114,7 +116,7 @@ def fit_dec(net: nn.Module, pixels: Pixels, n_clusters: int, loop: Loop, *, targ
     def loss(index) -> torch.Tensor:
         with torch.autocast(pixels.device.type, enabled=False):
             q = soft_assignment(net.encode(pixels[index]), centres)
-        p = target_distribution(q.detach()) if target == "batch" else whole.p[torch.as_tensor(index)]
+        p = target_distribution(q.detach()) if target == "batch" else state["p"][torch.as_tensor(index)]
         return kl_divergence(p, q)
 
     before = whole.before_epoch if target == "whole" else _released_rule(net, centres, pixels, tol, state)

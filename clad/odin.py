@@ -30,7 +30,7 @@ def perturb(net: nn.Module, x: torch.Tensor, temperature: float, step: torch.Ten
         nn.functional.cross_entropy(scaled, scaled.detach().argmax(1), reduction="sum").backward(inputs=[x])
     return torch.where(x.grad >= 0, x.detach() - step, x.detach() + step)
 
-# %% ../nbs/13_odin.ipynb #ecf34f9d
+# %% ../nbs/13_odin.ipynb #62455850
 def odin_scores(net: nn.Module, pixels: Pixels, *, temperature: float = 1000.0, epsilon: float = 0.0014,
                 std: tuple[float, ...] = (1.0,), gradient_scale: float | None = None,
                 batch_size: int = 256) -> np.ndarray:
@@ -43,8 +43,9 @@ def odin_scores(net: nn.Module, pixels: Pixels, *, temperature: float = 1000.0, 
     factor = [1 / s for s in std] if gradient_scale is None else [gradient_scale] * len(std)
     step = epsilon * torch.tensor(factor, dtype=torch.float32, device=pixels.device)[:, None, None]
     scores = []
-    for x in pixels.batches(batch_size):
-        x = perturb(net, x, temperature, step) if epsilon else x
-        with torch.inference_mode():
-            scores.append(confidence(net(x), temperature).cpu())
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for x in pixels.batches(batch_size):
+            x = perturb(net, x, temperature, step) if epsilon else x
+            with torch.inference_mode():
+                scores.append(confidence(net(x), temperature).cpu())
     return torch.cat(scores).numpy()

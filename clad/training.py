@@ -42,7 +42,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         raise ValueError(f"channel {int(std.argmin())} has the same value in every pixel of all {len(images)} images.")
     return tuple(mean.tolist()), tuple(std.tolist())
 
-# %% ../nbs/04_training.ipynb #3d2d2f67
+# %% ../nbs/04_training.ipynb #93fb3ea5
 class Pixels:
     """Normalised batches of an image array on a device; indexing with a slice or an index array gives float32.
 
@@ -67,7 +67,7 @@ class Pixels:
             batch = self.images[index if isinstance(index, slice) else torch.as_tensor(index, device=self.device)]
         else:
             batch = self.images[index if isinstance(index, slice) else np.asarray(index)]
-            batch = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
+            batch = torch.from_numpy(np.array(batch, order="C")).to(self.device)
         batch = batch.float() * self.factor - self.shift
         return batch.contiguous(memory_format=torch.channels_last)
 
@@ -86,7 +86,7 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not available here: use 'auto' or 'cpu'.") from error
 
-# %% ../nbs/04_training.ipynb #55a792c4
+# %% ../nbs/04_training.ipynb #b9902cb1
 def array_digest(array: np.ndarray) -> str:
     "Short hex digest of an array's dtype, shape and bytes, in order."
     digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
@@ -103,7 +103,7 @@ class StageStore:
 
     def key(self, stage: str, **what) -> str:
         "File stem for a stage and all that determines its result (JSON-able values)."
-        text = json.dumps({**what, "torch": torch.__version__}, sort_keys=True)
+        text = json.dumps({**what, "torch": torch.__version__}, sort_keys=True, default=lambda value: value.tolist())
         return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
     def get(self, key: str) -> tuple[dict[str, torch.Tensor], dict] | None:
@@ -128,26 +128,28 @@ class StageStore:
         "Where the training of this stage keeps its state while it runs."
         return Checkpoint(None if self.folder is None else Path(self.folder) / f"{key}.checkpoint")
 
-# %% ../nbs/04_training.ipynb #79b84033
+# %% ../nbs/04_training.ipynb #24d4c8f1
 @dataclass
 class Checkpoint:
     "State of an unfinished training loop in one file; path=None keeps nothing. every: seconds between writes."
 
     path: Path | None = None
     every: float = 60.0
+    elapsed: float = 0.0  # seconds that earlier, interrupted runs of this stage have spent
 
     def load(self) -> dict | None:
         "The saved state, with the random generators set back to it; None if there is none (or nothing readable)."
         if self.path is None or not self.path.exists():
             return None
         try:
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as error:
             warnings.warn(f"{self.path.name} cannot be read ({error!r}); starting that stage over.", stacklevel=2)
             return None
         torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        for i, cuda_state in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, i)
+        self.elapsed = state.get("elapsed", 0.0)
         return state
 
     def save(self, state: dict) -> None:
@@ -163,9 +165,11 @@ class Checkpoint:
     def remove(self) -> None:
         "Delete the file: the stage is finished."
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            for file in self.path.parent.glob(f"{self.path.stem}.*"):
+                if file.suffix != ".safetensors":
+                    file.unlink(missing_ok=True)
 
-# %% ../nbs/04_training.ipynb #e3251822
+# %% ../nbs/04_training.ipynb #f8d34299
 @dataclass(frozen=True)
 class Loop:
     "How a network is trained: epochs over the data, batch size, learning rate, and the order of the batches."
@@ -178,16 +182,19 @@ class Loop:
     drop_last: bool = False
 
     def order(self, n: int) -> list[np.ndarray]:
-        "Index batches of one epoch; drop_last leaves out a last batch that is not full, unless it is the only one."
+        """Index batches of one epoch. Left out, unless it is the only one: a last batch of one image (batch
+        normalisation needs two), and with drop_last any last batch that is not full."""
         index = torch.randperm(n).numpy() if self.shuffle else np.arange(n)
         batches = [index[i : i + self.batch_size] for i in range(0, n, self.batch_size)]
-        short = len(batches) > 1 and len(batches[-1]) < self.batch_size
-        return batches[:-1] if self.drop_last and short else batches
+        return batches[: self._batches(n)]
+
+    def _batches(self, n: int) -> int:
+        whole, rest = divmod(n, self.batch_size)
+        return whole if whole and rest < (self.batch_size if self.drop_last else 2) else math.ceil(n / self.batch_size)
 
     def steps(self, n: int) -> int:
         "Optimiser steps of the whole training on n images."
-        whole = self.drop_last and n >= self.batch_size
-        return self.epochs * (n // self.batch_size if whole else math.ceil(n / self.batch_size))
+        return self.epochs * self._batches(n)
 
 # %% ../nbs/04_training.ipynb #709f0959
 def _scheduler(loop: Loop, optimizer: torch.optim.Optimizer, n: int):
@@ -204,17 +211,19 @@ def _progress(name: str, loop: Loop, n: int, done: int, verbose: bool):
     with tqdm(total=loop.steps(n), initial=done * steps, desc=name, unit="step", disable=not verbose) as bar:
         yield bar
 
-# %% ../nbs/04_training.ipynb #6b65f4cb
+# %% ../nbs/04_training.ipynb #ca895244
 def train(name: str, loop: Loop, loss: Callable[[np.ndarray], torch.Tensor], modules: nn.ModuleDict, n: int,
           optimizer: torch.optim.Optimizer, *, checkpoint: Checkpoint | None = None, verbose: bool = False,
           before_epoch: Callable[[int], bool] | None = None, state: dict | None = None) -> list[float]:
     """Run a training loop; returns the mean loss of each epoch.
 
-    loss: index batch -> scalar. before_epoch(epoch) may return True to stop. state: a JSON-able dict that
-    belongs to the caller and is kept in the checkpoint. Raises FloatingPointError when the loss is not finite.
+    loss: index batch -> scalar. before_epoch(epoch) may return True to stop. state: a dict of plain values and
+    tensors that belongs to the caller and is kept in the checkpoint. Raises FloatingPointError when the loss
+    is not finite.
     """
     checkpoint, history, first = checkpoint or Checkpoint(), [], 0
-    scheduler, written = _scheduler(loop, optimizer, n), time.monotonic()
+    scheduler, begun = _scheduler(loop, optimizer, n), time.monotonic()
+    written = begun
     if saved := checkpoint.load():
         for part, name_ in ((modules, "modules"), (optimizer, "optimizer"), (scheduler, "scheduler")):
             part.load_state_dict(saved[name_])
@@ -229,7 +238,7 @@ def train(name: str, loop: Loop, loss: Callable[[np.ndarray], torch.Tensor], mod
             if time.monotonic() - written > checkpoint.every:
                 checkpoint.save({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),
                                  "scheduler": scheduler.state_dict(), "history": history, "epoch": epoch + 1,
-                                 "state": state or {}})
+                                 "state": state or {}, "elapsed": checkpoint.elapsed + time.monotonic() - begun})
                 written = time.monotonic()
     return history
 

@@ -188,4 +188,4 @@ def test_resumes_and_writes_everything(capsys, monkeypatch, tmp_path):
     made = tmp_path / "runs" / "digits" / "STR.ipynb"
     assert made.stat().st_size < 300_000 and str(tmp_path) not in made.read_text()
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert written == ["digits.csv", "digits.md", "digits.png", "seconds.png"]
+    assert written == ["digits.csv", "digits.md", "digits.png"]
