@@ -4,7 +4,7 @@ usage: python tools/save_outputs.py NOTEBOOK...
 
 Cells marked `#| eval: false` and cells whose flag is listed in `tst_flags` (settings.ini) are not run and keep the
 outputs they have; sources are left as they are. Pictures are stored with a palette of 256 colours, which makes them
-less than half as large. Run `nbdev_clean` afterwards.
+less than half as large, and those that are still large (photographs) as JPEG. Run `nbdev_clean` afterwards.
 """
 import base64
 import io
@@ -22,7 +22,7 @@ from PIL import Image
 
 
 def shrink(output) -> None:
-    "Replace a PNG in a cell output by the same picture with a palette."
+    "Replace a PNG in a cell output by the same picture with a palette, or by a JPEG where that stays large."
     encoded = output.get("data", {}).get("image/png")
     if encoded:
         encoded = "".join(encoded)
@@ -30,6 +30,11 @@ def shrink(output) -> None:
         buffer = io.BytesIO()
         picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
         output["data"]["image/png"] = min(base64.b64encode(buffer.getvalue()).decode(), encoded, key=len)
+        if len(output["data"]["image/png"]) > 60_000:
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=85)
+            output["data"]["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
+            del output["data"]["image/png"]
 
 
 def run(path: Path, flags: set[str]) -> None:
