@@ -32,9 +32,11 @@ def shrink(output) -> None:
         output["data"]["image/png"] = min(base64.b64encode(buffer.getvalue()).decode(), encoded, key=len)
         if len(output["data"]["image/png"]) > 60_000:
             buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=85)
-            output["data"]["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
-            del output["data"]["image/png"]
+            picture.save(buffer, "JPEG", quality=80)
+            jpeg = base64.b64encode(buffer.getvalue()).decode()
+            if len(jpeg) < len(output["data"]["image/png"]):
+                output["data"]["image/jpeg"] = jpeg
+                del output["data"]["image/png"]
 
 
 def run(path: Path, flags: set[str]) -> None:
