@@ -162,7 +162,8 @@ def test_ctrl_c(tmp_path):
     start = "import sys; from clad.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", start, "reproduce", "--scenario", "CUR"]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+                           env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job of `&` ignores it
     waited = time.time() + 90
     while not (mark.exists() and mark.read_text()) and time.time() < waited:
         time.sleep(0.2)
