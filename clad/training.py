@@ -42,13 +42,13 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         raise ValueError(f"channel {int(std.argmin())} has the same value in every pixel of all {len(images)} images.")
     return tuple(mean.tolist()), tuple(std.tolist())
 
-# %% ../nbs/04_training.ipynb #93fb3ea5
+# %% ../nbs/04_training.ipynb #b9afa86e
 class Pixels:
     """Normalised batches of an image array on a device; indexing with a slice or an index array gives float32.
 
     images: uint8 or float in [0, 1], [N,C,H,W]. mean, std: per channel, in [0, 1] units. On a GPU the bytes are
     copied there once if they fill at most a quarter of its free memory. Batches are channels_last, which is
-    the faster memory format for convolutions (by three quarters for the released autoencoder on a CPU).
+    the faster memory format for convolutions.
     """
 
     def __init__(self, images: np.ndarray, mean, std, device: torch.device):
