@@ -124,11 +124,16 @@ def _check_flat(x: np.ndarray, name: str, fitted: tuple | None) -> np.ndarray:
 # %% ../nbs/03_base.ipynb #e86ce0c2
 @contextmanager
 def seeded(seed: int | None):
-    "Run a block with torch's generators seeded, and put the caller's generator states back afterwards."
+    "Run a block with the generators of torch and numpy seeded, and put the caller's states back afterwards."
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
         torch.manual_seed(seed)
-        yield seed
+        state = np.random.get_state()
+        np.random.seed(seed % 2**32)
+        try:
+            yield seed
+        finally:
+            np.random.set_state(state)
 
 # %% ../nbs/03_base.ipynb #13d5a202
 def conformal_offset(scores: np.ndarray, alpha: float) -> float:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELEASED_STATISTICS', 'PAPER', 'SHORT', 'SMOKE', 'BUDGET', 'STAGE_REVISION', 'MOST', 'ALLOWED', 'released_settings',
-           'check_parameters', 'CLAD']
+           'Stages', 'AutoencoderStage', 'whole', 'number', 'epochs', 'check_allowed', 'check_parameters', 'CLAD']
 
 # %% ../nbs/14_detector.ipynb #0db4867e
 import time
@@ -92,27 +92,35 @@ STAGE_REVISION = 1  # raise when the code of a stage changes its result, so that
 MOST = {"ae": 30, "dec": 20, "clf": 20}  # epochs at the most under "auto"
 
 # %% ../nbs/14_detector.ipynb #d07fd29e
-class _Stages:
-    "How CLAD runs, reuses and times its stages."
+class Stages:
+    "How a detector with networks runs, reuses and times its stages."
+
+    budget, most = BUDGET, MOST
+
+    def _begin(self, images: np.ndarray, seed: int) -> tuple[torch.device, StageStore, dict, list[int]]:
+        "Device, stage store, what the keys of all stages share, and a seed for each of three stages."
+        device, self._shape = resolve_device(self.device), tuple(images.shape[1:])
+        self.fit_report_["precision"] = "bfloat16 autocast" if device.type == "cuda" else "float32"
+        digest = array_digest(images) if self.cache_dir else ""
+        base = {"images": digest, "device": device.type, "stage_revision": STAGE_REVISION}
+        seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in range(3)]
+        return device, StageStore(None if self.random_state is None else self.cache_dir), base, seeds
 
     def _loop(self, stage: str, n: int, shape: tuple, **kw) -> Loop:
-        "The training loop of a stage ('ae', 'dec' or 'clf'), with auto epochs worked out."
+        "The training loop of a stage (its prefix, such as 'ae'), with auto epochs worked out."
         epochs = getattr(self, f"{stage}_epochs")
         if epochs == "auto":
-            epochs = auto_epochs(n, shape[1], shape[2], BUDGET[stage], MOST[stage])
+            epochs = auto_epochs(n, shape[1], shape[2], self.budget[stage], self.most[stage])
         batch_size = min(getattr(self, f"{stage}_batch_size"), n)
         return Loop(epochs, batch_size, getattr(self, f"{stage}_lr"), **kw)
 
     def _run(self, stage: str, seed: int, store: StageStore, key: str, compute, restore) -> None:
-        """Fetch a stage's result by key, or compute and store it; either way it ends in `fit_report_`.
-
-        The generator is seeded for each stage, so that a fetched stage does not shift the next one's numbers.
-        """
+        "Fetch a stage's result by key, or compute and store it. Each stage seeds the generator for itself."
         start, found = time.perf_counter(), store.get(key)
         torch.manual_seed(seed)
         if found:
-            restore(found[0])
-            report = found[1]
+            tensors, report = found
+            restore(tensors)
             self.fit_report_.setdefault("reused", []).append(stage)
         else:
             checkpoint = store.checkpoint(key)
@@ -124,8 +132,8 @@ class _Stages:
         self.fit_report_["seconds"][stage] = report["seconds"]
 
 # %% ../nbs/14_detector.ipynb #a066007b
-class _Autoencode(_Stages):
-    "Stage 1."
+class AutoencoderStage(Stages):
+    "Stage 1; detectors that need nothing but its features use it too."
 
     def _autoencode(self, pixels: Pixels, store: StageStore, base: dict, seed: int) -> str:
         "Train or fetch the autoencoder; returns the stage's key."
@@ -149,7 +157,7 @@ class _Autoencode(_Stages):
         return key
 
 # %% ../nbs/14_detector.ipynb #b3f7ca90
-class _Cluster(_Stages):
+class _Cluster(Stages):
     "Stage 2."
 
     def _cluster(self, pixels: Pixels, store: StageStore, base: dict, above: str, seed: int) -> str:
@@ -178,7 +186,7 @@ class _Cluster(_Stages):
         return key
 
 # %% ../nbs/14_detector.ipynb #595dee7a
-class _Classify(_Stages):
+class _Classify(Stages):
     "Stage 3."
 
     def _classify(self, pixels: Pixels, store: StageStore, base: dict, above: str, seed: int) -> None:
@@ -232,26 +240,29 @@ class _CLADParameters(Detector):
         return super().set_params(**params)
 
 # %% ../nbs/14_detector.ipynb #5756a7e5
-def _whole(low: int):
+def whole(low: int):
+    "Test for an integer of at least `low`."
     return lambda v: isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= low
 
 
-def _number(low: float, open_: bool = True):
+def number(low: float, open_: bool = True):
+    "Test for a finite number above `low` (open_=False: or equal to it)."
     return lambda v: isinstance(v, (int, float, np.number)) and np.isfinite(v) and (v > low if open_ else v >= low)
 
 
-def _epochs(v) -> bool:
-    return v == "auto" if isinstance(v, str) else _whole(1)(v)
+def epochs(v) -> bool:
+    "Test for a number of epochs or 'auto'."
+    return v == "auto" if isinstance(v, str) else whole(1)(v)
 
 
-ALLOWED = {  # parameters -> (what they must be, in words; the test)
-    ("n_clusters",): ("an integer of at least 2", _whole(2)),
+ALLOWED = {  # CLAD's parameters -> (what they must be, in words; the test)
+    ("n_clusters",): ("an integer of at least 2", whole(2)),
     ("hidden_dim", "ae_batch_size", "dec_batch_size", "clf_batch_size", "kmeans_restarts", "dec_update_interval"):
-        ("an integer of at least 1", _whole(1)),
-    ("ae_epochs", "dec_epochs", "clf_epochs"): ("a number of epochs or 'auto'", _epochs),
-    ("ae_lr", "dec_lr", "clf_lr", "temperature"): ("positive", _number(0)),
-    ("epsilon",): ("zero or more", _number(0, open_=False)),
-    ("dropout",): ("in [0, 1)", lambda v: _number(0, open_=False)(v) and v < 1),
+        ("an integer of at least 1", whole(1)),
+    ("ae_epochs", "dec_epochs", "clf_epochs"): ("a number of epochs or 'auto'", epochs),
+    ("ae_lr", "dec_lr", "clf_lr", "temperature"): ("positive", number(0)),
+    ("epsilon",): ("zero or more", number(0, open_=False)),
+    ("dropout",): ("in [0, 1)", lambda v: number(0, open_=False)(v) and v < 1),
     ("dec_tol",): ("a number", lambda v: isinstance(v, (int, float, np.number))),
     ("dec_target",): ("'whole' or 'batch'", ("whole", "batch").__contains__),
     ("schedule",): ("'constant' or 'one-cycle'", ("constant", "one-cycle").__contains__),
@@ -259,12 +270,17 @@ ALLOWED = {  # parameters -> (what they must be, in words; the test)
 }
 
 # %% ../nbs/14_detector.ipynb #a56712b0
+def check_allowed(detector: Detector, allowed: dict) -> None:
+    "Raise ValueError, naming the parameter, where one is not allowed by a table like `ALLOWED`."
+    for names, (words, test) in allowed.items():
+        for name in names:
+            if not test(getattr(detector, name)):
+                raise ValueError(f"{name} is {getattr(detector, name)!r}: it must be {words}.")
+
+
 def check_parameters(clad: "CLAD", n: int, channels: int) -> None:
     "Raise ValueError, naming the parameter, if a CLAD cannot be fitted on n images with so many channels."
-    for names, (words, allowed) in ALLOWED.items():
-        for name in names:
-            if not allowed(getattr(clad, name)):
-                raise ValueError(f"{name} is {getattr(clad, name)!r}: it must be {words}.")
+    check_allowed(clad, ALLOWED)
     if n < clad.n_clusters:
         raise ValueError(f"{n} images (those held out for calibration not counted) cannot form "
                          f"n_clusters={clad.n_clusters} clusters: lower n_clusters.")
@@ -339,7 +355,7 @@ class _Degeneracy(_Fitted):
             self._warn(f"only {share:.0%} of the scores of fitted images are distinct; the rest are tied.")
 
 # %% ../nbs/14_detector.ipynb #af6b61c0
-class CLAD(_Autoencode, _Cluster, _Classify, _Degeneracy):
+class CLAD(AutoencoderStage, _Cluster, _Classify, _Degeneracy):
     """Confidence-based self-labelling anomaly detection (arXiv 2104.09793): autoencoder, DEC, ResNet-18, ODIN.
 
     n_clusters: K. hidden_dim: d of the code. temperature, epsilon: ODIN's T and its step in [0, 1] pixel units;
@@ -355,14 +371,9 @@ class CLAD(_Autoencode, _Cluster, _Classify, _Degeneracy):
 
     def _fit(self, images, groups, seed) -> None:
         check_parameters(self, len(images), images.shape[1])
-        device, self._shape = resolve_device(self.device), tuple(images.shape[1:])
+        device, store, base, seeds = self._begin(images, seed)
         self.mean_, self.std_ = self.statistics or channel_statistics(images)
-        pixels = Pixels(images, self.mean_, self.std_, device)
-        store = StageStore(None if self.random_state is None else self.cache_dir)
-        self.fit_report_["precision"] = "bfloat16 autocast" if device.type == "cuda" else "float32"
-        base = dict(images=array_digest(images) if self.cache_dir else "", mean=self.mean_, std=self.std_,
-                    device=device.type, stage_revision=STAGE_REVISION)
-        seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in range(3)]
+        pixels, base = Pixels(images, self.mean_, self.std_, device), {**base, "mean": self.mean_, "std": self.std_}
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             key = self._autoencode(pixels, store, base, seeds[0])
             key = self._cluster(pixels, store, base, key, seeds[1])

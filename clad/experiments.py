@@ -29,6 +29,10 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from . import __version__
 from .base import Detector
+from .baselines.deepsvdd import DeepSVDD
+from .baselines.kernel import OCSVM, SVDD
+from .baselines.occnn import OCCNN
+from .baselines.ocnn import OCNN
 from .data import DATASETS, load_dataset
 from .detector import CLAD
 from .metrics import auroc, cluster_accuracy, dense_ranks, evaluate, purity
@@ -36,8 +40,9 @@ from .scenarios import Split, get_scenario
 from .training import resolve_device
 
 # %% ../nbs/30_experiments.ipynb #fa169e02
-METHODS: dict[str, type[Detector]] = {"CLAD": CLAD}
-REVISION: dict[str, int] = {"CLAD": 1}
+METHODS: dict[str, type[Detector]] = {"OCSVM": OCSVM, "OCNN": OCNN, "OCCNN": OCCNN, "SVDD": SVDD,
+                                      "DeepSVDD": DeepSVDD, "CLAD": CLAD}
+REVISION: dict[str, int] = dict.fromkeys(METHODS, 1)
 
 # %% ../nbs/30_experiments.ipynb #df0b8036
 @dataclass(frozen=True, eq=False)

@@ -177,9 +177,10 @@ class Loop:
     epochs: int
     batch_size: int
     lr: float
-    schedule: str = "constant"  # or "one-cycle": lr is then its maximum
+    schedule: str = "constant"  # "one-cycle": lr is its maximum; "step": a tenth of lr from drop_epoch on
     shuffle: bool = True
     drop_last: bool = False
+    drop_epoch: int | None = None
 
     def order(self, n: int) -> list[np.ndarray]:
         """Index batches of one epoch. Left out, unless it is the only one: a last batch of one image (batch
@@ -202,7 +203,10 @@ def _scheduler(loop: Loop, optimizer: torch.optim.Optimizer, n: int):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     if loop.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, loop.lr, max(loop.steps(n), 2), pct_start=0.3)
-    raise ValueError(f"unknown schedule {loop.schedule!r}: choose 'constant' or 'one-cycle'.")
+    if loop.schedule == "step":
+        first = loop.drop_epoch * loop.steps(n) // max(loop.epochs, 1)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < first else 0.1)
+    raise ValueError(f"unknown schedule {loop.schedule!r}: choose 'constant', 'one-cycle' or 'step'.")
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def test_damaged_or_missing_ranks_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ({"dataset": "digit"}, "digits, mnist"), ({"scenario": "SPEC"}, "CUR"), ({"method": "CLADD"}, "choose one of CLAD"),
+    ({"dataset": "digit"}, "digits, mnist"), ({"scenario": "SPEC"}, "CUR"), ({"method": "CLADD"}, "one of OCSVM"),
     ({"settings": "quick"}, "short"), ({"overrides": {"shfit": 1}}, "shift"), ({"seed": -1}, "seed"),
     ({"seed": 0.5}, "seed")])
 def test_unknown_names_before_anything_is_loaded(tmp_path, monkeypatch, arguments, words):
