@@ -1,4 +1,4 @@
-# make reproduce    run the main job: CLAD on the digits that come with scikit-learn (no download)
+# make reproduce    run the main job: all methods on the digits that come with scikit-learn (no download)
 # make test         everything that must hold: notebooks == package, linter, all notebooks, test suite
 # make lab          open the book in JupyterLab
 # make notebooks    run the notebooks again and store their outputs (after an edit)
@@ -7,7 +7,7 @@
 # Variables, as in `make reproduce DATASET=mnist SCENARIO=CUR SEEDS="0 1 2"`:
 DATASET  = digits
 SCENARIO = CUR STR MIX
-METHODS  = CLAD
+METHODS  = OCSVM OCNN OCCNN SVDD DeepSVDD CLAD
 SETTINGS = short
 SEEDS    = 0
 # where records and tables go, and where the real data is (empty: figures/results; $CLAD_DATA or the user's cache)

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
                               help="run scenarios, keep records, write tables and figures")
     run.add_argument("--dataset", default="digits", help="one data set (default: digits)")
     run.add_argument("--scenario", nargs="+", default=["CUR", "STR", "MIX"], help="one or more (default: CUR STR MIX)")
-    run.add_argument("--methods", nargs="+", default=["CLAD"], help="one or more (default: CLAD)")
+    run.add_argument("--methods", nargs="+", default=[], help="one or more (default: all six)")
     run.add_argument("--settings", default="short", help="paper, released, short (default) or smoke")
     run.add_argument("--seeds", nargs="+", type=int, default=[0], help="one or more whole numbers (default: 0)")
     run.add_argument("--results", default="figures/results", help="folder of the records")
@@ -118,8 +118,10 @@ def _reproduce(words: argparse.Namespace) -> None:
     if not (root / notebook).is_file():
         raise ValueError(f"{notebook} is not here: run `clad reproduce` in the root folder of a checkout")
     check_parameters(notebook, [])
-    from clad.experiments import plan
+    from clad.experiments import METHODS, plan
     from clad.reports import write_reports
+
+    words.methods = words.methods or list(METHODS)
 
     todo = plan(words.dataset, words.scenario, words.methods, words.settings, words.seeds, results=words.results)
     _check_data(words)
@@ -159,11 +161,13 @@ def _check_data(words: argparse.Namespace) -> None:
 def _print_table(words: argparse.Namespace) -> None:
     "Print what is recorded for the scenarios of this command beside the published values."
     from clad.experiments import read_records
-    from clad.reports import comparison, to_markdown
+    from clad.reports import comparison, side_by_side, to_markdown
 
     frame = comparison(read_records(words.results))
     chosen = frame[(frame.dataset == words.dataset) & frame.scenario.isin(words.scenario)]
     print("\n" + to_markdown(chosen.drop(columns=["note"])))
+    print(f"AUROC in %, unfolded, settings {words.settings} (published):\n")
+    print(to_markdown(side_by_side(chosen, words.settings)))
 
 # %% ../nbs/40_cli.ipynb #45fdad6d
 def _list(words: argparse.Namespace) -> None:
