@@ -63,17 +63,20 @@ def _publishable(notebook: Any, parameters: dict[str, Any]) -> str:
 
 
 def _slim(output: Any) -> Any:
-    "A cell output without its execution count; a large PNG, which only photographs make, becomes a JPEG."
+    "A cell output without its execution count; a PNG gets a palette, a large one (of photographs) becomes a JPEG."
     from PIL import Image
 
     if "execution_count" in output:
         output["execution_count"] = None
     data = output.get("data", {})
-    if len(data.get("image/png", "")) > 60_000:
+    if "image/png" in data:
         picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGBA")
-        paper, jpeg = Image.new("RGBA", picture.size, "white"), io.BytesIO()
-        Image.alpha_composite(paper, picture).convert("RGB").save(jpeg, "JPEG", quality=85)
-        data["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        small, jpeg = io.BytesIO(), io.BytesIO()
+        picture.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        picture.save(jpeg, "JPEG", quality=80)
+        kind, content = ("image/png", small) if small.tell() < 45_000 else ("image/jpeg", jpeg)
+        data[kind] = base64.b64encode(content.getvalue()).decode()
     return output
 
 # %% ../nbs/40_cli.ipynb #4b72ea94

@@ -6,7 +6,6 @@ import csv
 import gzip
 import hashlib
 import io
-import os
 import shutil
 import struct
 import time
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from real_data import real
 from sklearn.datasets import load_digits
 
 from clad import data as clad_data
@@ -534,16 +534,6 @@ def test_digits_are_those_of_scikit_learn():
 
 
 # ------------------------------------------------------------------------------------------------------- the real sets
-
-def real(dataset: str) -> tuple[ImageSet, ImageSet]:
-    "The real set under $CLAD_DATA, or a skip that says what is missing."
-    root = os.environ.get("CLAD_DATA")
-    if dataset != "digits" and not root:
-        pytest.skip(f"$CLAD_DATA is not set, so the real {dataset} is not checked")
-    if dataset != "digits" and (missing := clad_data._SOURCES[dataset].missing(Path(root))):
-        pytest.skip(f"$CLAD_DATA does not hold {dataset} ({missing[0].relative_to(root)} is missing)")
-    return load_dataset(dataset, root, download=False)
-
 
 MNIST_TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 MNIST_TEST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
