@@ -476,7 +476,7 @@ def _check_bundle(detector, fitted, images):
     "a saved detector comes back with the same parameters and scores bit for bit, without pickle"
     with tempfile.TemporaryDirectory() as folder:
         fitted.save(Path(folder) / "model.safetensors")
-        assert b"\x80\x04" != (Path(folder) / "model.safetensors").read_bytes()[:2]
+        assert (Path(folder) / "model.safetensors").read_bytes()[8:9] == b"{"  # a safetensors header, no pickle
         again = type(fitted).load(Path(folder) / "model.safetensors")
         assert os.listdir(folder) == ["model.safetensors"]
     assert np.array_equal(again.score_samples(images), fitted.score_samples(images))

@@ -136,7 +136,9 @@ class AutoencoderStage(Stages):
     "Stage 1; detectors that need nothing but its features use it too."
 
     def _autoencode(self, pixels: Pixels, store: StageStore, base: dict, seed: int) -> str:
-        "Train or fetch the autoencoder; returns the stage's key."
+        "Train or fetch the autoencoder, and warn if it learnt nothing; returns the stage's key."
+        if len(pixels) < 2:
+            raise ValueError("an autoencoder needs at least 2 images to train on (those held out not counted): got 1.")
         loop = self._loop("ae", len(pixels), self._shape, schedule=self.schedule, shuffle=self.shuffle)
         key = store.key("autoencoder", **base, seed=seed, network=self.autoencoder, d=self.hidden_dim,
                         dropout=self.dropout, loop=vars(loop))
@@ -154,6 +156,10 @@ class AutoencoderStage(Stages):
             self._net.to(pixels.device, memory_format=torch.channels_last).eval()
 
         self._run("autoencoder", seed, store, key, compute, restore)
+        report = self.fit_report_["autoencoder"]
+        if report["loss_eval"] > 0.95 * report["loss_of_mean_image"]:
+            self._warn(f"the autoencoder learnt next to nothing: its loss {report['loss_eval']:.3f} is no better than "
+                       f"that of the mean image, {report['loss_of_mean_image']:.3f}.")
         return key
 
 # %% ../nbs/14_detector.ipynb #b3f7ca90
@@ -340,10 +346,6 @@ class _Degeneracy(_Fitted):
         sizes = cluster_sizes(self.labels_, self.n_clusters)
         effective = effective_clusters(self.labels_, self.n_clusters)
         self.fit_report_["clusters"] |= {"sizes": sizes, "effective": effective}
-        ae = self.fit_report_["autoencoder"]
-        if ae["loss_eval"] > 0.95 * ae["loss_of_mean_image"]:
-            self._warn(f"the autoencoder learnt next to nothing: its loss {ae['loss_eval']:.3f} is no better than "
-                       f"that of the mean image, {ae['loss_of_mean_image']:.3f}.")
         if 0 in sizes:
             self._warn(f"{sizes.count(0)} of {self.n_clusters} clusters are empty.")
         if effective < 1.5:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'published', 'published_figure3', 'figure3_value', 'difference', 'verdict', 'comparison', 'side_by_side',
            'to_markdown', 'write_table', 'plot_comparison', 'plot_seconds', 'plot_scores', 'plot_gallery',
-           'errors_by_class', 'write_reports']
+           'errors_by_class', 'plot_extremes', 'write_reports']
 
 # %% ../nbs/31_reports.ipynb #a63a79e4
 import functools
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ from sklearn.metrics import roc_curve
 from .data import DATASETS
 from .experiments import METHODS, read_records, write_atomically
 from .metrics import delong, delong_interval
-from .scenarios import SCENARIOS
+from .scenarios import SCENARIOS, Split
 
 # %% ../nbs/31_reports.ipynb #e8b1b7f2
 @functools.cache
@@ -286,6 +287,18 @@ def errors_by_class(is_anomaly: np.ndarray, ranks: np.ndarray, labels: np.ndarra
         rows.append({"class": classes[index], "kind": "anomalous" if odd else "normal", "images": int(chosen.sum()),
                      "flagged": flagged, "wrong": 100 - flagged if odd else flagged})
     return pd.DataFrame(rows).sort_values(["kind", "wrong"], ascending=[False, False], ignore_index=True)
+
+# %% ../nbs/31_reports.ipynb #e7f0a1b2
+def plot_extremes(split: Split, anomaly_score: np.ndarray, title: str, n: int = 9) -> None:
+    "Draw the n most normal and the n most anomalous test images; captions blue for normal classes, red for others."
+    order = np.argsort(anomaly_score, kind="stable")
+    fig, axes = plt.subplots(2, n, figsize=(7.2, 2.0), dpi=80)
+    for row, name, chosen in zip(axes, ("most normal", "most anomalous"), (order[:n], order[::-1][:n])):
+        plot_gallery(split.test.images[chosen], [split.test.classes[i] for i in split.test.labels[chosen]], row)
+        for ax, odd in zip(row, split.is_anomaly[chosen]):
+            ax.title.set_color(f"C{3 * odd}")
+        row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=7)
+    fig.suptitle(f"{title}; blue: the class is normal, red: anomalous", fontsize=8)
 
 # %% ../nbs/31_reports.ipynb #23241400
 def write_reports(results: str | Path = "figures/results", figures: str | Path = "figures") -> list[Path]:

@@ -21,8 +21,10 @@ from ..training import Checkpoint, Loop, Pixels, StageStore, resolve_device, tra
 # %% ../../nbs/21_deepsvdd.ipynb #8ac26742
 def contrast_normalised(x: torch.Tensor) -> torch.Tensor:
     "Each image of [N,C,H,W] minus its mean, divided by its mean absolute deviation (L1 GCN); a blank one becomes 0."
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     x = x - x.mean((1, 2, 3), keepdim=True)
-    return x / x.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-8)
+    x = x / x.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-8)
+    return torch.where(low == high, 0.0, x)
 
 
 class ContrastPixels(Pixels):
@@ -35,7 +37,9 @@ class ContrastPixels(Pixels):
         if low is None:
             ends = [batch.aminmax() for batch in self.batches(1024)]
             low, high = min(float(e.min) for e in ends), max(float(e.max) for e in ends)
-        self.low, self.high = low, max(high, low + 1e-8)
+            if low == high:
+                raise ValueError("every training image is blank: there is no contrast to learn from.")
+        self.low, self.high = low, high
 
     def __getitem__(self, index) -> torch.Tensor:
         return (contrast_normalised(super().__getitem__(index)) - self.low) / (self.high - self.low)
@@ -126,9 +130,10 @@ def pretrain(net: LeNetAutoencoder, pixels: Pixels, loop: Loop, weight_decay: fl
 # %% ../../nbs/21_deepsvdd.ipynb #7e84da8e
 @torch.inference_mode()
 def codes(net: nn.Module, pixels: Pixels, batch_size: int = 1024) -> torch.Tensor:
-    "Network outputs for all images in eval mode, float32 [N,d]."
+    "Network outputs for all images in eval mode and full float32, [N,d]."
     net.eval()
-    return torch.cat([net(x).float() for x in pixels.batches(batch_size)])
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        return torch.cat([net(x).float() for x in pixels.batches(batch_size)])
 
 
 def initial_centre(z: torch.Tensor, least: float = 0.1) -> torch.Tensor:
@@ -152,7 +157,11 @@ def sphere_loss(distance2: torch.Tensor, objective: str, radius: float, nu: floa
 def fit_sphere(net: nn.Module, pixels: Pixels, loop: Loop, objective: str = "one-class", nu: float = 0.1,
                weight_decay: float = 5e-7, warm_up: int = 10, *, checkpoint: Checkpoint | None = None,
                verbose: bool = False) -> tuple[torch.Tensor, float, list[float]]:
-    "Train the encoder in place on either objective; centre [d], radius R and the mean loss of each epoch."
+    """Train the encoder in place on either objective; centre [d], radius R and the mean loss of each epoch.
+
+    warm_up: epochs with R = 0 (soft boundary), or half of the epochs if that is less.
+    """
+    warm_up = min(warm_up, loop.epochs // 2)
     state = {"centre": initial_centre(codes(net, pixels)), "radius": 0.0, "epoch": 0}
     device = state["centre"].device
     optimizer = torch.optim.Adam(net.parameters(), loop.lr, weight_decay=weight_decay, fused=True)
@@ -166,13 +175,19 @@ def fit_sphere(net: nn.Module, pixels: Pixels, loop: Loop, objective: str = "one
 
     history = train("sphere", loop, loss, nn.ModuleDict({"net": net.train()}), len(pixels), optimizer,
                     checkpoint=checkpoint, verbose=verbose, before_epoch=lambda e: state.update(epoch=e), state=state)
+    centre, radius = state["centre"].to(device), 0.0
+    if objective == "soft-boundary":
+        radius = quantile_radius((codes(net, pixels) - centre).square().sum(1), nu)
     net.eval()
-    return state["centre"].to(device), state["radius"], history
+    return centre, radius, history
 
-# %% ../../nbs/21_deepsvdd.ipynb #12f0f7fc
+# %% ../../nbs/21_deepsvdd.ipynb #99933a89
+COLLAPSED = 1e-4  # reach below which the network counts as a constant
+
+
 def sphere_reach(net: nn.Module, pixels: ContrastPixels, centre: torch.Tensor) -> float:
     """Median squared distance of the codes of noise and of shuffled images from the mean normal code, relative to
-    |centre|^2; about 0: the network has collapsed to a constant. pixels: normal images."""
+    |centre|^2; about 0: the network is a constant. pixels: normal images."""
     rng = np.random.default_rng(0)
     some = pixels.images[:64]
     some = some.cpu().numpy() if isinstance(some, torch.Tensor) else np.asarray(some)
@@ -183,14 +198,14 @@ def sphere_reach(net: nn.Module, pixels: ContrastPixels, centre: torch.Tensor) -
     home = codes(net, pixels).mean(0)
     return float((codes(net, odd) - home).square().sum(1).median() / centre.square().sum())
 
-# %% ../../nbs/21_deepsvdd.ipynb #964d0264
-COLLAPSED = 0.01  # reach below which the sphere means nothing
+# %% ../../nbs/21_deepsvdd.ipynb #5a8d676b
 ALLOWED_DEEPSVDD = {  # as `clad.detector.ALLOWED`
     ("objective",): ("'one-class' or 'soft-boundary'", ("one-class", "soft-boundary").__contains__),
     ("nu",): ("in (0, 1)", lambda v: number(0)(v) and v < 1),
     ("ae_epochs", "svdd_epochs"): ("a number of epochs or 'auto'", epochs),
     ("ae_lr", "svdd_lr"): ("positive", number(0)),
-    ("ae_weight_decay", "svdd_weight_decay"): ("zero or more", number(0, open_=False)),
+    ("svdd_weight_decay",): ("zero or more", number(0, open_=False)),
+    ("ae_weight_decay",): ("zero or more, or 'auto'", lambda v: v == "auto" or number(0, open_=False)(v)),
     ("ae_batch_size", "svdd_batch_size"): ("an integer of at least 2", whole(2)),
     ("ae_drop_epoch", "svdd_drop_epoch"): ("an integer of at least 0", whole(0)),
     ("schedule",): ("'step' or 'one-cycle'", ("step", "one-cycle").__contains__),
@@ -219,11 +234,12 @@ class _DeepSVDDStages(Stages):
 
     def _pretrain(self, pixels: ContrastPixels, store: StageStore, base: dict, seed: int) -> str:
         loop = self._stage_loop("ae", len(pixels))
-        key = store.key("lenet", **base, seed=seed, loop=vars(loop), weight_decay=self.ae_weight_decay)
+        decay = {1: 5e-4, 3: 5e-7}[self._shape[0]] if self.ae_weight_decay == "auto" else self.ae_weight_decay
+        key = store.key("lenet", **base, seed=seed, loop=vars(loop), weight_decay=decay)
 
         def compute(checkpoint):
             net = LeNetAutoencoder(self._shape).to(pixels.device, memory_format=torch.channels_last)
-            history = pretrain(net, pixels, loop, self.ae_weight_decay, checkpoint=checkpoint, verbose=self.verbose)
+            history = pretrain(net, pixels, loop, decay, checkpoint=checkpoint, verbose=self.verbose)
             self._net = net.encoder
             return self._net.state_dict(), {"epochs": loop.epochs, "loss": history}
 
@@ -243,7 +259,8 @@ class _DeepSVDDSphere(_DeepSVDDStages):
     def _enclose(self, pixels: ContrastPixels, store: StageStore, base: dict, above: str, seed: int) -> None:
         loop = self._stage_loop("svdd", len(pixels))
         key = store.key("sphere", **base, seed=seed, above=above, loop=vars(loop), objective=self.objective,
-                        nu=self.nu, weight_decay=self.svdd_weight_decay)
+                        nu=self.nu if self.objective == "soft-boundary" else None,
+                        weight_decay=self.svdd_weight_decay)
 
         def compute(checkpoint):
             self._centre, self.radius_, history = fit_sphere(
@@ -259,15 +276,15 @@ class _DeepSVDDSphere(_DeepSVDDStages):
         reach = sphere_reach(self._net, pixels, self._centre)
         self.fit_report_["sphere"] |= {"reach": reach, "radius": self.radius_}
         if not reach >= COLLAPSED:
-            self._warn(f"the hypersphere collapsed: noise lands where normal images land (reach {reach:.1e}, healthy "
-                       f"above {COLLAPSED}); lower the weight decay or the number of epochs.")
+            self._warn(f"the hypersphere collapsed: noise lands where normal images land (reach {reach:.1e}, constant "
+                       f"below {COLLAPSED:g}); lower the weight decay or the number of epochs.")
 
 # %% ../../nbs/21_deepsvdd.ipynb #561cb1ea
 class _DeepSVDDParameters(_DeepSVDDSphere, Detector):
-    "The constructor of DeepSVDD. Its defaults are the setting `short` for grey images."
+    "The constructor of DeepSVDD. Its defaults are the setting `short`."
 
     def __init__(self, *, objective: str = "one-class", nu: float = 0.1, ae_epochs: int | str = "auto",
-                 ae_lr: float = 1e-3, ae_drop_epoch: int = 50, ae_weight_decay: float = 5e-4,
+                 ae_lr: float = 1e-3, ae_drop_epoch: int = 50, ae_weight_decay: float | str = "auto",
                  ae_batch_size: int = 200, svdd_epochs: int | str = "auto", svdd_lr: float = 1e-3,
                  svdd_drop_epoch: int = 50, svdd_weight_decay: float = 5e-7, svdd_batch_size: int = 200,
                  schedule: str = "one-cycle", cache_dir: str | None = None, alpha: float = 0.05,
@@ -285,7 +302,9 @@ class _DeepSVDDParameters(_DeepSVDDSphere, Detector):
     @classmethod
     def _settings(cls, name, dataset, scenario) -> dict:
         paper = PAPER_GREY if dataset in (None, "digits", "mnist") else PAPER_COLOUR
-        return {"short": {**paper, **SHORTER}, "smoke": {**paper, **SHORTER, **TINY}}.get(name, dict(paper))
+        decay = {} if dataset else {"ae_weight_decay": "auto"}  # images of an unknown kind: by their channels
+        shorter = {**paper, **SHORTER, **decay}
+        return {"short": shorter, "smoke": {**shorter, **TINY}}.get(name, {**paper, **decay})
 
 # %% ../../nbs/21_deepsvdd.ipynb #63bf917a
 class DeepSVDD(_DeepSVDDParameters):

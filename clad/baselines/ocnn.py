@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FLAT', 'ALLOWED_OCNN', 'PAPER_FEATURES', 'SHORT_FEATURES', 'SMOKE_FEATURES', 'OneClassNetwork', 'ocnn_objective',
-           'fit_ocnn', 'ocnn_slope', 'feature_settings', 'OCNN']
+           'quantile_margin', 'fit_ocnn', 'score_spread', 'feature_settings', 'OCNN']
 
-# %% ../../nbs/22_ocnn.ipynb #e10c46fc
+# %% ../../nbs/22_ocnn.ipynb #3968c3ad
+import math
 import time
 
 import numpy as np
@@ -40,17 +41,29 @@ def ocnn_objective(net: OneClassNetwork, y: torch.Tensor, r: float, nu: float) -
     weights = 0.5 * (net.w.weight.square().sum() + net.V.weight.square().sum())
     return weights + (r - y).clamp_min(0).mean() / nu - r
 
+# %% ../../nbs/22_ocnn.ipynb #b26fabd5
+def quantile_margin(y: torch.Tensor, nu: float) -> float:
+    """The margin r that minimises OC-NN's objective for outputs y [N]: the ceil(nu N)-th smallest.
+
+    Where nu N is an integer, all values up to the next output are as good, and r lies in the middle.
+    """
+    last, position = len(y) - 1, nu * len(y)
+    ordered = y.detach().sort().values
+    low, high = math.ceil(position - 1e-9) - 1, math.floor(position + 1e-9)
+    return float(ordered[min(max(low, 0), last)] + ordered[min(high, last)]) / 2
+
 # %% ../../nbs/22_ocnn.ipynb #c6f6ab47
 def fit_ocnn(net: OneClassNetwork, x: torch.Tensor, nu: float = 0.1, rounds: int = 1000, lr: float = 0.01,
              verbose: bool = False) -> tuple[float, list[float]]:
     """Alternate a full-batch Adam step on the weights with the quantile rule for r, `rounds` times; lr falls linearly.
 
     x: features float32 [N,d]. Trains `net` in place; returns r and the objective before the first and after each round.
+    Raises FloatingPointError when the objective is not finite.
     """
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=rounds)
     with torch.no_grad():
-        r = float(torch.quantile(net(x), nu))
+        r = quantile_margin(net(x), nu)
         history = [float(ocnn_objective(net, net(x), r, nu))]
     for _ in (bar := tqdm(range(rounds), desc="one-class network", unit="round", disable=not verbose)):
         optimizer.zero_grad()
@@ -59,18 +72,20 @@ def fit_ocnn(net: OneClassNetwork, x: torch.Tensor, nu: float = 0.1, rounds: int
         decay.step()
         with torch.no_grad():
             y = net(x)
-            r = float(torch.quantile(y, nu))
+            r = quantile_margin(y, nu)
             history.append(float(ocnn_objective(net, y, r, nu)))
+        if not math.isfinite(history[-1]):
+            raise FloatingPointError(f"one-class network: the objective became {history[-1]}; lower lr ({lr:g}).")
         bar.set_postfix(objective=f"{history[-1]:.4g}", refresh=False)
     return r, history
 
-# %% ../../nbs/22_ocnn.ipynb #02b10ada
-def ocnn_slope(net: OneClassNetwork) -> float:
-    "Norm of V^T w: how much the score can change with the features; about 0: the output is a constant."
-    return float((net.w.weight @ net.V.weight).detach().norm())
+# %% ../../nbs/22_ocnn.ipynb #4736b407
+FLAT = 1e-4  # spread of the scores, relative to the margin, below which they count as constant
 
 
-FLAT = 0.05  # slope below which the network counts as collapsed
+def score_spread(y: torch.Tensor, r: float) -> float:
+    "Standard deviation of outputs y [N] relative to the margin r; about 0: the network is a constant."
+    return float(y.detach().std() / max(abs(r), 1e-12))
 
 # %% ../../nbs/22_ocnn.ipynb #a1ddcb84
 ALLOWED_OCNN = {  # as `clad.detector.ALLOWED`
@@ -121,33 +136,28 @@ class _OCNNParameters(AutoencoderStage, Detector):
 class _OCNNScore(_OCNNParameters):
     "Scores, and how a fit is stored."
 
-    def _scaled(self, z: torch.Tensor) -> torch.Tensor:
-        "Codes [N,d] with the training range of each number at [0, 1], then each code at length sqrt(d)."
-        u = (z - self._low) / (self._high - self._low).clamp_min(1e-8)
-        return u * (u.shape[1] ** 0.5 / u.norm(dim=1, keepdim=True).clamp_min(1e-8))
-
     @torch.inference_mode()
     def _score(self, images) -> np.ndarray:
-        pixels = Pixels(images, self.mean_, self.std_, self._low.device)
-        return (self._head(self._scaled(encode(self._net.eval(), pixels))).double() - self.r_).cpu().numpy()
+        pixels = Pixels(images, self.mean_, self.std_, next(self._net.parameters()).device)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            z = encode(self._net.eval(), pixels)
+        return (self._head(z.double()) - self.r_).cpu().numpy()
 
     def _get_state(self):
         nets = {"net": self._net, "head": self._head}
         arrays = {f"{part}.{k}": v.cpu().numpy() for part, net in nets.items() for k, v in net.state_dict().items()}
-        return {**arrays, "low": self._low.cpu().numpy(), "high": self._high.cpu().numpy()}, {
-            "mean": self.mean_, "std": self.std_, "r": self.r_}
+        return arrays, {"mean": self.mean_, "std": self.std_, "r": self.r_}
 
     def _set_state(self, arrays, meta) -> None:
         device, self._shape = resolve_device(self.device), self.image_shape_
         self.mean_, self.std_, self.r_ = tuple(meta["mean"]), tuple(meta["std"]), meta["r"]
-        self._low, self._high = (torch.from_numpy(arrays[name]).to(device) for name in ("low", "high"))
         self._net = make_autoencoder(self.autoencoder, self._shape, self.hidden_dim, self.dropout)
         self._head = OneClassNetwork(self.hidden_dim, self.hidden, self.activation)
         for part, net in {"net.": self._net, "head.": self._head}.items():
             net.load_state_dict({k.removeprefix(part): torch.from_numpy(v) for k, v in arrays.items()
                                  if k.startswith(part)})
         self._net.to(device, memory_format=torch.channels_last).eval()
-        self._head.to(device)
+        self._head.to(device).double()
 
 # %% ../../nbs/22_ocnn.ipynb #5512fa2d
 class OCNN(_OCNNScore):
@@ -171,13 +181,13 @@ class OCNN(_OCNNScore):
 
     def _fit_network(self, z: torch.Tensor, seed: int) -> None:
         start = time.perf_counter()
-        self._low, self._high = z.amin(0), z.amax(0)
         torch.manual_seed(seed)
         self._head = OneClassNetwork(z.shape[1], self.hidden, self.activation, self.init_std).to(z.device)
-        self.r_, history = fit_ocnn(self._head, self._scaled(z), self.nu, self.rounds, self.lr, self.verbose)
-        slope = ocnn_slope(self._head)
-        self.fit_report_["network"] = {"objective": history, "slope": slope}
+        self.r_, history = fit_ocnn(self._head, z, self.nu, self.rounds, self.lr, self.verbose)
+        y = self._head.double()(z.double())
+        self.r_, spread = quantile_margin(y, self.nu), score_spread(y, self.r_)
+        self.fit_report_["network"] = {"objective": history, "spread": spread}
         self.fit_report_["seconds"]["network"] = round(time.perf_counter() - start, 2)
-        if not slope >= FLAT:
-            self._warn(f"the network collapsed to a constant: the slope |V'w| of its score is {slope:.1e} (healthy "
-                       f"above {FLAT}).")
+        if not spread >= FLAT:
+            self._warn(f"the network collapsed to a constant: its scores spread over {spread:.1e} of the margin "
+                       f"(constant below {FLAT:g}).")
