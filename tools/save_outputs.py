@@ -51,6 +51,7 @@ def run(path: Path, flags: set[str]) -> None:
         if directives.get("eval:", [""])[0].lower() == "false":
             return True
         executed.add(cell.id)
+        cell["outputs"] = []    # a cell that shows nothing any more would keep what it showed before
         return False
 
     with working_directory(path.parent):
