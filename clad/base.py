@@ -332,6 +332,7 @@ class Detector(_Scoring, _Threshold, _Bundle, _Settings, OutlierMixin, BaseEstim
     """
 
     accepts_flat = False  # True: also takes float [N,D]
+    deterministic = False  # True: random_state changes no score
 
     def __init__(self, *, alpha=0.05, calibration_fraction=0.1, random_state=0, verbose=False, device="auto"):
         self.alpha = alpha

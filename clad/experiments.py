@@ -288,12 +288,15 @@ def write_record(record: dict[str, Any], anomaly_score: np.ndarray, path: str | 
 def plan(dataset: str, scenarios: Iterable[str], methods: Iterable[str] = ("CLAD",), settings: str = "short",
          seeds: Iterable[int] = (0,), *, results: str | Path = "figures/results") -> pd.DataFrame:
     """Every run of a batch in the order in which it will be done: dataset, scenario, method, settings, seed,
-    recorded (bool) and seconds (fit and scoring, of recorded runs). ValueError for unknown names.
+    recorded (bool) and seconds (fit and scoring, of recorded runs). A deterministic method has the first seed only.
+    ValueError for unknown names.
     """
+    rows, seeds = [], list(seeds)
     runs = [Run(dataset, scenario, method, settings, seed)
             for scenario in scenarios for method in methods for seed in seeds]
-    rows = []
     for one in runs:
+        if METHODS[one.method].deterministic and one.seed != seeds[0]:
+            continue
         record = recorded(one, results)
         taken = record["provenance"]["seconds"] if record else {}
         rows.append({"dataset": one.dataset, "scenario": one.scenario, "method": one.method,
