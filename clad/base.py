@@ -255,7 +255,8 @@ class _Bundle:
             detector.image_shape_, detector.fit_report_ = _tuples(header["image_shape"]), header["fit_report"]
             detector.calibration_scores_ = arrays.pop("calibration_scores")
             detector.held_out_ = arrays.pop("held_out").astype(bool)
-            detector._set_state(arrays, header["state"])
+            with seeded(0):  # networks are made before their weights are put in
+                detector._set_state(arrays, header["state"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged, or from another version of clad ({error!r}).") from error
         return detector
@@ -478,7 +479,9 @@ def _check_bundle(detector, fitted, images):
     with tempfile.TemporaryDirectory() as folder:
         fitted.save(Path(folder) / "model.safetensors")
         assert (Path(folder) / "model.safetensors").read_bytes()[8:9] == b"{"  # a safetensors header, no pickle
+        before = torch.get_rng_state()
         again = type(fitted).load(Path(folder) / "model.safetensors")
+        assert torch.equal(before, torch.get_rng_state()), "load drew random numbers"
         assert os.listdir(folder) == ["model.safetensors"]
     assert np.array_equal(again.score_samples(images), fitted.score_samples(images))
     params = {**fitted.get_params(), **({"cache_dir": None} if "cache_dir" in fitted.get_params() else {})}

@@ -77,7 +77,8 @@ def fit_one_class_cnn(net: OneClassCNN, pixels: Pixels, loop: Loop, sigma: float
 def margins(net: OneClassCNN, pixels: Pixels, batch_size: int = 128) -> torch.Tensor:
     "Scores [N] of all images, float64, in eval mode."
     net.eval()
-    return torch.cat([net(x).double() for x in pixels.batches(batch_size)])
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        return torch.cat([net(x).double() for x in pixels.batches(batch_size)])
 
 # %% ../../nbs/23_occnn.ipynb #2357d5bd
 def autoencoder_backbone(net: ConvAutoencoder) -> tuple[nn.Module, nn.Module, int]:
@@ -215,8 +216,7 @@ class OCCNN(_OCCNNScore):
         torch.manual_seed(seed)
         parts = alexnet_backbone(self.alexnet_weights) if self.alexnet_weights else autoencoder_backbone(self._net)
         self._cnn = OneClassCNN(*parts).to(pixels.device, memory_format=torch.channels_last)
-        key = store.key("occnn", **base, seed=seed, above=above, loop=vars(loop),
-                        sigma=self.sigma)
+        key = store.key("occnn", **base, seed=seed, above=above, loop=vars(loop), sigma=self.sigma)
 
         def compute(checkpoint):
             history = fit_one_class_cnn(self._cnn, pixels, loop, self.sigma, checkpoint=checkpoint,
