@@ -221,7 +221,7 @@ TINY = dict(ae_epochs=5, ae_lr=3e-3, ae_batch_size=32, svdd_epochs=5, svdd_lr=3e
 class _DeepSVDDStages(Stages):
     "Pre-training and sphere, stored and reused."
 
-    most = {"ae": 60, "svdd": 60}
+    most = {"ae": 30, "svdd": 60}
 
     @property
     def budget(self) -> dict[str, int]:
