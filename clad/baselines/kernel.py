@@ -164,6 +164,11 @@ class _KernelScore(_KernelFit):
             self._warn(f"gamma={self.gamma_:.3g} is so small that all images look alike: the mean kernel value of "
                        f"two of them is {any_two:.6f}.")
 
+    @classmethod
+    def _settings(cls, name, dataset, scenario) -> dict:
+        "The constructors' defaults are every setting's; `released` brings its normalisation."
+        return {"statistics": released_settings(dataset, scenario)["statistics"] if name == "released" else None}
+
     def _get_state(self):
         return {"support": self._support, "coef": self._coef}, {
             "mean": self.mean_, "std": self.std_, "gamma": self.gamma_, "norm": self._norm, "total": self._total}
@@ -197,11 +202,6 @@ class OCSVM(_KernelScore):
     def _score(self, images) -> np.ndarray:
         return self._sums(images)
 
-    @classmethod
-    def _settings(cls, name, dataset, scenario) -> dict:
-        statistics = released_settings(dataset, scenario)["statistics"] if name == "released" else None
-        return dict(nu=0.5, gamma="auto", statistics=statistics)
-
 # %% ../../nbs/20_kernel.ipynb #171f1587
 class SVDD(_KernelScore):
     """Support vector data description with Gaussian kernel (Tax & Duin 2004). Also takes float rows [N,D].
@@ -228,11 +228,6 @@ class SVDD(_KernelScore):
 
     def _score(self, images) -> np.ndarray:
         return 2 * self._sums(images) / self._total - 1 - self._norm
-
-    @classmethod
-    def _settings(cls, name, dataset, scenario) -> dict:
-        statistics = released_settings(dataset, scenario)["statistics"] if name == "released" else None
-        return dict(C=0.9, gamma=1 / 2000, statistics=statistics)
 
 # %% ../../nbs/20_kernel.ipynb #1bde44a5
 def published_svdd_rule(train: np.ndarray, test: np.ndarray, first: int = 0, gamma: float = 1 / 2000,
