@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'STRIDES', 'NETWORKS', 'out_sizes', 'ConvAutoencoder', 'ReleasedAutoencoder', 'mean_image_loss',
-           'reconstruction_loss', 'encode', 'make_autoencoder', 'fit_autoencoder']
+           'reconstruction_loss', 'encode', 'make_autoencoder', 'fit_autoencoder', 'Autoencoder']
 
 # %% ../nbs/10_autoencoder.ipynb #aa41ae7b
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
-from .training import Checkpoint, Loop, Pixels, train
+from .settings import AT_LEAST_1, is_number, one_of
+from .training import LOOP, Checkpoint, Loop, Pixels, Stage, device_of, exact, loop_of, place_net, train
 
 # %% ../nbs/10_autoencoder.ipynb #9b015a26
 WIDTHS = (8, 16, 32, 64, 128)
@@ -141,7 +143,8 @@ def reconstruction_loss(net: nn.Module, pixels: Pixels, batch_size: int = 1024) 
 @torch.inference_mode()
 def encode(net: nn.Module, pixels: Pixels, batch_size: int = 1024) -> torch.Tensor:
     "Codes of all images, float32 [N,d], in the mode (train or eval) in which the network is."
-    return torch.cat([net.encode(x).float() for x in pixels.batches(batch_size)])
+    with exact():
+        return torch.cat([net.encode(x).float() for x in pixels.batches(batch_size)])
 
 
 NETWORKS = {"paper": ConvAutoencoder, "released": ReleasedAutoencoder}
@@ -168,3 +171,53 @@ def fit_autoencoder(pixels: Pixels, hidden_dim: int, loop: Loop, network: str = 
     history = train("autoencoder", loop, loss, nn.ModuleDict({"net": net}), len(pixels), optimizer,
                     checkpoint=checkpoint, verbose=verbose)
     return net.eval(), history
+
+# %% ../nbs/10_autoencoder.ipynb #08b580d5
+class Autoencoder(Stage):
+    """Representation by the code of an autoencoder (paper, section 3 and Appendix C).
+
+    hidden_dim: d of the code. network: "paper" or "released". dropout: on its input. epochs (or "auto": 150,000 images
+    seen, 30 epochs at most), lr, batch_size; schedule: "constant" or "one-cycle"; shuffle: the batches.
+    After fit: net_.
+    """
+
+    name = "autoencoder"
+    budget, most = 150_000, 30
+    allowed = LOOP | {("hidden_dim",): AT_LEAST_1, ("network",): one_of("paper", "released"),
+                      ("dropout",): ("in [0, 1)", is_number(0, or_equal=True, high=1)),
+                      ("schedule",): one_of("constant", "one-cycle")}
+
+    def __init__(self, hidden_dim: int = 100, *, network: str = "paper", dropout: float = 0.1,
+                 epochs: int | str = "auto", lr: float = 2e-3, batch_size: int = 256, schedule: str = "one-cycle",
+                 shuffle: bool = True):
+        self.hidden_dim, self.network, self.dropout = hidden_dim, network, dropout
+        self.epochs, self.lr, self.batch_size, self.schedule, self.shuffle = epochs, lr, batch_size, schedule, shuffle
+
+    def check(self, pixels):
+        super().check(pixels)
+        if len(pixels) < 2:
+            raise ValueError("an autoencoder needs at least 2 images to train on (those held out not counted): got 1.")
+
+    def _fit(self, pixels, *, work, checkpoint):
+        loop = loop_of(self, pixels, self.budget, self.most, schedule=self.schedule, shuffle=self.shuffle)
+        self.net_, history = fit_autoencoder(pixels, self.hidden_dim, loop, self.network, self.dropout,
+                                             checkpoint=checkpoint, verbose=work.verbose)
+        return {"epochs": loop.epochs, "loss": history, "loss_eval": reconstruction_loss(self.net_, pixels),
+                "loss_of_mean_image": mean_image_loss(pixels)}
+
+    def _judge(self, work):
+        reached, line = self.report_["loss_eval"], self.report_["loss_of_mean_image"]
+        if reached > 0.95 * line:
+            work.warn(f"the autoencoder learnt next to nothing: its loss {reached:.3f} is no better than that of the "
+                      f"mean image, {line:.3f}.")
+
+    def _tensors(self):
+        return self.net_.state_dict()
+
+    def _restore(self, tensors, *, device):
+        net = make_autoencoder(self.network, self.shape_, self.hidden_dim, self.dropout)
+        self.net_ = place_net(net, tensors, device)
+
+    def transform(self, X) -> np.ndarray:
+        "Codes float32 [N,d] of images."
+        return encode(self.net_.eval(), self._pixels(X, device_of(self.net_))).cpu().numpy()

@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['soft_assignment', 'target_distribution', 'kl_divergence', 'Clustering', 'cluster_sizes', 'effective_clusters',
-           'init_centres', 'assign', 'fit_dec']
+           'init_centres', 'assign', 'fit_dec', 'SelfLabels', 'DEC', 'KMeansLabels', 'RandomLabels', 'GivenLabels']
 
 # %% ../nbs/11_dec.ipynb #c1bf04d7
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.stats import entropy
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from .autoencoder import encode
-from .training import Checkpoint, Loop, Pixels, train
+from .autoencoder import Autoencoder, encode
+from .settings import AT_LEAST_1, is_number, is_whole, one_of
+from .training import LOOP, Checkpoint, Loop, Pixels, Stage, device_of, loop_of, place_net, train
 
 # %% ../nbs/11_dec.ipynb #22319322
 def soft_assignment(z: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
@@ -53,9 +56,7 @@ def cluster_sizes(labels: np.ndarray, n_clusters: int) -> list[int]:
 
 def effective_clusters(labels: np.ndarray, n_clusters: int) -> float:
     "exp(entropy) of the cluster sizes: K if all are equally large, 1 if one cluster holds everything."
-    share = np.array(cluster_sizes(labels, n_clusters)) / len(labels)
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum()))
+    return float(np.exp(entropy(cluster_sizes(labels, n_clusters))))
 
 # %% ../nbs/11_dec.ipynb #ad978ff1
 def init_centres(z: torch.Tensor, n_clusters: int, n_init: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -145,3 +146,166 @@ def _released_rule(net, centres, pixels, tol: float, state: dict):
         return state["stopped"]
 
     return before_epoch
+
+# %% ../nbs/11_dec.ipynb #8f0be750
+class SelfLabels(Stage):
+    """Labels that normal images get without a person; subclasses set labels_ int64 [N] in `_fit`.
+
+    n_clusters: K, the number of labels. After fit: labels_. `predict` labels other images where the method can.
+    """
+
+    name = "clusters"
+    allowed = {("n_clusters",): ("an integer of at least 2", is_whole(2))}
+
+    def check(self, pixels):
+        super().check(pixels)
+        if len(pixels) < self.n_clusters:
+            raise ValueError(f"{len(pixels)} images (those held out for calibration not counted) cannot form "
+                             f"n_clusters={self.n_clusters} clusters: lower n_clusters.")
+
+    def _sizes(self) -> dict:
+        "What to report of the labels."
+        return {"sizes": cluster_sizes(self.labels_, self.n_clusters),
+                "effective": effective_clusters(self.labels_, self.n_clusters)}
+
+    def _judge(self, work):
+        sizes, effective = self.report_["sizes"], self.report_["effective"]
+        if 0 in sizes:
+            work.warn(f"{sizes.count(0)} of {self.n_clusters} clusters are empty.")
+        if effective < 1.5:
+            work.warn(f"the clusters collapsed: {max(sizes)} of {sum(sizes)} images are in one of them.")
+
+    def predict(self, X) -> np.ndarray:
+        "Label of each image, int64 [N]; ValueError where labels exist for the fitted images only."
+        raise ValueError(f"{type(self).__name__} has labels for the images of its fit only.")
+
+# %% ../nbs/11_dec.ipynb #50b15577
+class DEC(SelfLabels):
+    """Clusters that sharpen the code they are found in (Xie et al. 2016), on a copy of a representation's encoder.
+
+    n_clusters: K. target: "whole" or "batch". epochs (or "auto": 75,000 images seen, 20 epochs at most), lr,
+    batch_size, shuffle. tol: stop when a smaller share of labels changed; update_interval: epochs between targets;
+    n_init: k-means restarts. After fit: labels_, net_, centres_ float32 [K,d]; kmeans_labels_ int64 [N], those that it
+    began with (unless the result came out of a store).
+    """
+
+    budget, most = 75_000, 20
+    allowed = SelfLabels.allowed | LOOP | {
+        ("n_init", "update_interval"): AT_LEAST_1, ("tol",): ("a number", is_number(-np.inf)),
+        ("target",): one_of("whole", "batch")}
+
+    def __init__(self, n_clusters: int = 10, *, target: str = "whole", epochs: int | str = "auto", lr: float = 0.01,
+                 batch_size: int = 256, tol: float = 1e-3, update_interval: int = 1, n_init: int = 20,
+                 shuffle: bool = True):
+        self.n_clusters, self.target, self.epochs, self.lr, self.batch_size = n_clusters, target, epochs, lr, batch_size
+        self.tol, self.update_interval, self.n_init, self.shuffle = tol, update_interval, n_init, shuffle
+
+    def _fit(self, pixels, representation: Autoencoder, *, work, checkpoint):
+        loop = loop_of(self, pixels, self.budget, self.most, shuffle=self.shuffle)
+        self.net_ = copy.deepcopy(representation.net_)
+        found = fit_dec(self.net_, pixels, self.n_clusters, loop, target=self.target, tol=self.tol,
+                        update_interval=self.update_interval, n_init=self.n_init, seed=work.seed, checkpoint=checkpoint,
+                        verbose=work.verbose)
+        self.labels_, self.centres_ = found.labels, found.centres
+        self.kmeans_labels_ = np.array(found.history.pop("kmeans_labels"))
+        self.net_.sample = False  # from here on the code is its mean
+        return {"epochs": loop.epochs, "stopped": found.stopped, **found.history, **self._sizes()}
+
+    def _tensors(self):
+        return {**self.net_.state_dict(), "dec.labels": torch.from_numpy(self.labels_), "dec.centres": self.centres_}
+
+    def _restore(self, tensors, representation: Autoencoder, *, device):
+        tensors = dict(tensors)
+        self.labels_ = tensors.pop("dec.labels").cpu().numpy()
+        self.centres_ = tensors.pop("dec.centres").to(device)
+        self.net_ = place_net(copy.deepcopy(representation.net_), tensors, device)
+        self.net_.sample = False
+
+    def transform(self, X) -> np.ndarray:
+        "Codes float32 [N,d] of images after the fine-tuning."
+        return encode(self.net_.eval(), self._pixels(X, device_of(self.net_))).cpu().numpy()
+
+    def predict(self, X) -> np.ndarray:
+        "Cluster of each image by the soft assignment, int64 [N]."
+        return soft_assignment(torch.from_numpy(self.transform(X)), self.centres_.cpu()).argmax(1).numpy()
+
+# %% ../nbs/11_dec.ipynb #4b5fd22d
+class KMeansLabels(SelfLabels):
+    """Clusters of k-means on "codes" of the representation or on normalised "pixels". After fit: centres_ [K,D]."""
+
+    allowed = SelfLabels.allowed | {("n_init",): AT_LEAST_1, ("on",): one_of("codes", "pixels")}
+
+    def __init__(self, n_clusters: int = 10, *, on: str = "codes", n_init: int = 20):
+        self.n_clusters, self.on, self.n_init = n_clusters, on, n_init
+
+    def _fit(self, pixels, representation: Stage, *, work, checkpoint):
+        self.representation_ = representation
+        centres, self.labels_ = init_centres(self._rows(pixels), self.n_clusters, self.n_init, work.seed)
+        self.centres_ = centres.cpu()
+        return self._sizes()
+
+    def _rows(self, X) -> torch.Tensor:
+        if self.on == "codes":
+            return torch.from_numpy(self.representation_.transform(X))
+        return torch.cat([x.flatten(1).cpu() for x in self._pixels(X, torch.device("cpu")).batches(1024)])
+
+    def _tensors(self):
+        return {"labels": torch.from_numpy(self.labels_), "centres": self.centres_}
+
+    def _restore(self, tensors, representation: Stage, *, device):
+        self.labels_, self.centres_ = tensors["labels"].cpu().numpy(), tensors["centres"].cpu()
+        self.representation_ = representation
+
+    def predict(self, X) -> np.ndarray:
+        "The nearest centre of each image, int64 [N]."
+        return torch.cdist(self._rows(X), self.centres_).argmin(1).numpy()
+
+# %% ../nbs/11_dec.ipynb #1208ddc3
+class RandomLabels(SelfLabels):
+    "Labels drawn at random, the same for an image whatever it shows: what is left when labels mean nothing."
+
+    def __init__(self, n_clusters: int = 10):
+        self.n_clusters = n_clusters
+
+    def _fit(self, pixels, representation: Stage, *, work, checkpoint):
+        self.labels_ = torch.randint(self.n_clusters, (len(pixels),)).numpy()
+        return self._sizes()
+
+    def _tensors(self):
+        return {"labels": torch.from_numpy(self.labels_)}
+
+    def _restore(self, tensors, representation: Stage, *, device):
+        self.labels_ = tensors["labels"].cpu().numpy()
+
+
+class GivenLabels(SelfLabels):
+    """Labels that somebody gives, int [N] from 0 on, one for each image of the fit (those held out not counted).
+
+    For audits only: with the true hidden classes it says what a perfect clustering would bring.
+    """
+
+    allowed = {}
+
+    def __init__(self, labels: np.ndarray | None = None):
+        self.labels = labels
+
+    @property
+    def n_clusters(self) -> int:
+        "The largest label plus one."
+        return int(np.max(self.labels)) + 1
+
+    def check(self, pixels):
+        labels = np.asarray(self.labels)
+        if labels.shape != (len(pixels),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise ValueError(f"labels must be whole numbers from 0 on, one for each of the {len(pixels)} images: got "
+                             f"{labels.dtype} {list(labels.shape)}.")
+
+    def _fit(self, pixels, representation: Stage, *, work, checkpoint):
+        self.labels_ = np.asarray(self.labels).astype(np.int64)
+        return self._sizes()
+
+    def _tensors(self):
+        return {"labels": torch.from_numpy(self.labels_)}
+
+    def _restore(self, tensors, representation: Stage, *, device):
+        self.labels_ = tensors["labels"].cpu().numpy()
