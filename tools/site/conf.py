@@ -11,6 +11,7 @@ nb_merge_streams = True
 nb_render_markdown_format = "myst"    # tables in outputs
 nb_ipywidgets_js = {}                 # would be fetched
 myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_dmath_double_inline = True        # $$ inside a paragraph, as in Jupyter
 myst_heading_anchors = 3
 
 html_theme = "sphinx_book_theme"
