@@ -29,7 +29,7 @@ def shown(cells: list[NotebookNode], left_out: set[str]) -> Iterator[tuple[Noteb
 def relinked(text: str, path: str, place: Callable[[str], str]) -> tuple[str, set[str]]:
     """The text of the file `path` with its links to other files as seen from `place(path)`, and the files it links to.
 
-    `place` says where a file of the repository (its path from the root) stands; what is not a file there stays as it is.
+    `place` says where a file of the repository (named by its path from the root) stands; all other links stay.
     """
     targets = set()
 
