@@ -44,7 +44,7 @@ def title(path: str) -> str:
 
 
 def notebook(path: str) -> tuple[str, set[str]]:
-    "A notebook as it is shown, and the files that it links to."
+    "A notebook as it is shown, and the files that it links to; outside nbs/ it is outside the table of contents."
     book = nbformat.read(ROOT / path, 4)
     cells, links = [], set()
     for cell, marks in shown(book.cells, {"hide", "default_exp"}):
@@ -59,6 +59,8 @@ def notebook(path: str) -> tuple[str, set[str]]:
     if path == "nbs/index.ipynb":
         cells.append(nbformat.v4.new_markdown_cell(contents()))
     book.cells = cells
+    if not path.startswith("nbs/"):
+        book.metadata["orphan"] = True
     return nbformat.writes(book), links
 
 
