@@ -1,6 +1,7 @@
 # make reproduce    run the main job: all methods on the digits that come with scikit-learn (no download)
 # make test         everything that must hold: notebooks == package, linter, all notebooks, test suite
 # make lab          open the book in JupyterLab
+# make book         build the book as a web site in _book/, from the notebooks as they are stored
 # make notebooks    run the notebooks again and store their outputs (after an edit)
 # make clean        remove what builds and tests leave behind (.venv and figures/ stay)
 #
@@ -32,7 +33,7 @@ STAMP = $(VENV)/installed
 ALONE = OMP_NUM_THREADS=1
 FITS  = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help reproduce test lab notebooks environment clean
+.PHONY: help reproduce test lab book notebooks environment clean
 .DEFAULT_GOAL = help
 
 help:
@@ -51,6 +52,9 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs/index.ipynb
+
+book: $(STAMP)
+	@$(BIN)/python tools/book.py
 
 notebooks: $(STAMP)
 	$(BIN)/nbdev_export
@@ -77,6 +81,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf build dist clad.egg-info _proc .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist clad.egg-info _proc _book .pytest_cache .ruff_cache .hypothesis
 	find clad nbs tests tools -name __pycache__ -prune -exec rm -rf {} +
 	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +
