@@ -832,12 +832,9 @@ def test_no_picture_is_in_both_parts(dataset):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_second_load_takes_under_a_second(dataset):
     real(dataset)
-    times = []
-    for _ in range(2):                    # the better of two, as other work may share the machine
-        start = time.perf_counter()
-        real(dataset)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
+    start = time.process_time()           # of this process: other work may share the machine
+    real(dataset)
+    assert time.process_time() - start < 1.0
 
 
 def test_mnist_is_the_published_file():
