@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 # %% ../nbs/59_package.ipynb #fe9485f6
 __version__ = "0.1.0"
 
-# %% ../nbs/59_package.ipynb #ba324bb5
+# %% ../nbs/59_package.ipynb #0747affb
 _HOMES = {
     "autoencoder": ("Autoencoder",),
     "base": ("Detector", "load"),
@@ -22,16 +22,17 @@ _HOMES = {
     "baselines.ocnn": ("OCNN",),
     "classifier": ("PseudoLabelClassifier",),
     "conformance": ("check_detector",),
-    "data": ("from_folder", "load_dataset"),
+    "data": ("load_dataset",),
     "dec": ("DEC", "GivenLabels", "KMeansLabels", "RandomLabels"),
     "detector": ("CLAD",),
+    "images": ("from_folder",),
     "odin": ("Energy", "MaxSoftmax", "Neighbours", "ODIN"),
     "scenarios": ("get_scenario",),
     "training": ("Stage",),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 
-# %% ../nbs/59_package.ipynb #e2d1c29e
+# %% ../nbs/59_package.ipynb #31f5ced9
 if TYPE_CHECKING:
     from clad.autoencoder import Autoencoder as Autoencoder
     from clad.base import Detector as Detector
@@ -43,13 +44,13 @@ if TYPE_CHECKING:
     from clad.baselines.ocnn import OCNN as OCNN
     from clad.classifier import PseudoLabelClassifier as PseudoLabelClassifier
     from clad.conformance import check_detector as check_detector
-    from clad.data import from_folder as from_folder
     from clad.data import load_dataset as load_dataset
     from clad.dec import DEC as DEC
     from clad.dec import GivenLabels as GivenLabels
     from clad.dec import KMeansLabels as KMeansLabels
     from clad.dec import RandomLabels as RandomLabels
     from clad.detector import CLAD as CLAD
+    from clad.images import from_folder as from_folder
     from clad.odin import ODIN as ODIN
     from clad.odin import Energy as Energy
     from clad.odin import MaxSoftmax as MaxSoftmax

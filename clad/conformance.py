@@ -111,7 +111,7 @@ def _check_outside(trial: Trial) -> None:
     for word, before, after in zip(words, trial.before, trial.after):
         promise(np.array_equal(before, after) if word == "the images" else before == after, f"{word}: changed")
 
-# %% ../nbs/41_conformance.ipynb #1671f2dc
+# %% ../nbs/41_conformance.ipynb #7d96b4a1
 def _check_scores(trial: Trial) -> None:
     "scores are float64 [N], finite and not constant; anomaly_score is minus them"
     s, n = trial.scores, len(trial.images)
@@ -140,7 +140,7 @@ def _check_independence(trial: Trial) -> None:
     n, rng = len(trial.images), np.random.default_rng(0)
     for index in (np.arange(1), np.arange(3, 10), np.arange(n)[::-1], rng.integers(n, size=600)):
         scores = trial.fitted.score_samples(trial.images[index])
-        promise(trial.alike(scores, trial.scores[index]), f"{len(index)} images together got other scores")
+        promise(trial.alike(scores, trial.scores[index]), f"other scores in a call with {len(index)} image(s)")
 
 # %% ../nbs/41_conformance.ipynb #c0f6aab5
 def _check_sign(trial: Trial) -> None:
