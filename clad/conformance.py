@@ -35,7 +35,7 @@ def promise(kept, seen: str) -> None:
     if not kept:
         raise BrokenPromise(seen)
 
-# %% ../nbs/41_conformance.ipynb #e1893ca1
+# %% ../nbs/41_conformance.ipynb #cf821645
 def _generators() -> list:
     "States of the three generators that a careless method would draw from."
     return [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]
@@ -87,8 +87,8 @@ class Trial:
         promise(close, f"the threshold is {offset:.6g}, not {expected:.6g}")
 
     def alike(self, scores: np.ndarray, expected: np.ndarray) -> bool:
-        "Equal but for rounding: within a hundredth of the spread of the images' scores."
-        return scores.shape == expected.shape and np.abs(scores - expected).max() <= 0.01 * np.ptp(self.scores)
+        "Equal but for rounding: within a thousandth of the spread of the images' scores."
+        return scores.shape == expected.shape and np.abs(scores - expected).max() <= 1e-3 * np.ptp(self.scores)
 
 # %% ../nbs/41_conformance.ipynb #e04ae6e0
 def _check_parameters(trial: Trial) -> None:
