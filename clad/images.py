@@ -18,8 +18,6 @@ import joblib
 import numpy as np
 import psutil
 from PIL import Image, ImageOps
-from scipy.sparse import issparse
-from sklearn.utils.validation import check_array
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ImageSet', 'read_files', 'from_folder', 'check_images']
@@ -378,15 +376,17 @@ def _match_shape(shape: tuple, fitted: tuple, name: str) -> None:
     )
 
 # %% ../nbs/51_images.ipynb #2b379f9e
-def _check_flat(X, name: str, fitted: tuple | None) -> np.ndarray:
-    "Rows of numbers [N,D] as float32; scikit-learn names what it refuses."
-    x = check_array(X, dtype=(np.float64, np.float32), ensure_all_finite=False, input_name=name)
+def _check_flat(x: np.ndarray, name: str, fitted: tuple | None) -> np.ndarray:
+    "Feature vectors [N,D]: any finite float."
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"{name} has dtype {x.dtype}: flat input must be float [N,D].")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} has shape {x.shape}: a row needs at least one number.")
     bad = ~np.isfinite(x).all(1)
     if bad.any():
         raise ValueError(f"{name}[{int(bad.argmax())}] holds NaN or infinity: remove or repair that row.")
     if fitted is not None and tuple(x.shape[1:]) != tuple(fitted):
-        expects = f"is expecting {fitted[0]} features as input" if len(fitted) == 1 else f"was fitted on images {tuple(fitted)}"
-        raise ValueError(f"{name} has {x.shape[1]} features, but Detector {expects}.")
+        raise ValueError(f"{name} has rows of length {x.shape[1]}, the detector was fitted on shape {tuple(fitted)}.")
     return x.astype(np.float32, copy=False)
 
 # %% ../nbs/51_images.ipynb #3c419bde
@@ -395,15 +395,15 @@ def check_images(X, name: str = "X", image_shape: tuple[int, ...] | None = None,
 
     X: uint8, or float in [0, 1] (up to a millionth beyond); `[N,C,H,W]`, `[N,H,W,C]` or `[N,H,W]`; array, memmap,
     tensor or list. A single image `[H,W,C]` is refused. image_shape: (C, H, W) of the fit, if there was one.
-    flat: also accept rows of finite numbers `[N,D]`, float32 then (kernel methods).
+    flat: also accept finite floats `[N,D]` (kernel methods).
     """
-    x = X if flat and (issparse(X) or getattr(X, "dtype", None) == object) else _to_array(X, name)
-    if flat and x.ndim in (1, 2):
-        return _check_flat(x, name, image_shape)
+    x = _to_array(X, name)
     if x.ndim == 0:
         raise ValueError(f"{name} is a single number: pass an array of images.")
     if len(x) == 0:
         raise ValueError(f"{name} is empty: at least one image is needed.")
+    if flat and x.ndim == 2:
+        return _check_flat(x, name, image_shape)
     x = _channels_first(x, name, None if image_shape is None else tuple(image_shape))
     if 0 in x.shape:
         raise ValueError(f"{name} has shape {x.shape}: an image needs at least one pixel.")
