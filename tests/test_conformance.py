@@ -108,7 +108,7 @@ print(type(d).__name__, d.score_samples({IMAGES}).tolist() == {one})
 
 
 @pytest.mark.parametrize("change, again", [
-    ({}, ["autoencoder", "dec"]), ({"self_labels__n_clusters": 2}, ["autoencoder"]),
+    ({}, ["autoencoder", "clusters"]), ({"self_labels__n_clusters": 2}, ["autoencoder"]),
     ({"representation__lr": 1e-3}, []), ({"random_state": 1}, [])])
 def test_what_invalidates_a_stored_stage(change, again, tmp_path):
     "A stage is computed again when a parameter of it or of a stage below it changes, or the seed."
