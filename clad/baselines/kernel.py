@@ -32,21 +32,27 @@ def standardised(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, 
         rows[i : i + 1024] = part.reshape(len(part), -1)
     return rows
 
-# %% ../../nbs/20_kernel.ipynb #80f73593
+# %% ../../nbs/20_kernel.ipynb #ced05246
 def _double(rows: np.ndarray, device: torch.device) -> torch.Tensor:
     "A copy of rows on the device, float64."
     return torch.tensor(np.ascontiguousarray(rows)).to(device, torch.float64)
 
 
 def rbf(a: torch.Tensor, b: torch.Tensor, gamma: float) -> torch.Tensor:
-    "Gaussian kernel of every pair of rows, float64 [n,m], from float64 [n,D] and [m,D]."
+    "Gaussian kernel of every pair of rows, [n,m], from [n,D] and [m,D] of one type."
     square = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
     return square.clamp_(min=0).mul_(-gamma).exp_()
 
 # %% ../../nbs/20_kernel.ipynb #8587e64c
 def gram(rows: np.ndarray, gamma: float, device: torch.device, block: int = 1024, verbose: bool = False) -> np.ndarray:
-    "Symmetric matrix of all pairwise kernel values, float64 [n,n], from rows [n,D]; only half of it is computed."
+    """Symmetric matrix of all pairwise kernel values, float64 [n,n], from rows [n,D]; half of it is computed.
+
+    In float32 where the exponents' rounding error stays below 1e-4, in float64 for rows that are spread wider.
+    """
     n, x = len(rows), _double(rows, device)
+    x -= x.mean(0)  # distances stay, rounding shrinks
+    if 4 * torch.finfo(torch.float32).eps * gamma * float(x.square().sum(1).max()) < 1e-4:
+        x = x.float()
     out = np.empty((n, n))
     with tqdm(total=n, desc="kernel", unit="row", disable=not verbose) as bar:
         for start in range(0, n, block):
@@ -54,6 +60,7 @@ def gram(rows: np.ndarray, gamma: float, device: torch.device, block: int = 1024
             part = rbf(x[start:stop], x[:stop], gamma).cpu().numpy()
             out[start:stop, :stop], out[:stop, start:stop] = part, part.T
             bar.update(stop - start)
+    np.fill_diagonal(out, 1)
     return out
 
 # %% ../../nbs/20_kernel.ipynb #f63d7385
