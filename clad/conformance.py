@@ -204,7 +204,7 @@ def _check_deterministic(trial: Trial) -> None:
 def _check_refit(trial: Trial) -> None:
     "a refit forgets the fit before; one that fails leaves it as it was"
     x, detector = trial.images, trial.opposite
-    del trial.opposite
+    del trial.opposite  # it is fitted anew here
     detector.set_params(calibration_fraction=0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
