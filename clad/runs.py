@@ -97,8 +97,8 @@ def _check_run(run: Run) -> dict[str, Any]:
     overrides = _plain(dict(sorted((run.overrides or {}).items())))
     fixed = [name for name in overrides if name.rpartition("__")[2] in FIXED]
     if fixed:
-        raise ValueError(f"{fixed[0]!r} cannot be overridden: the seed is that of the run, and the threshold, the device "
-                         "and the folders change no score")
+        raise ValueError(f"{fixed[0]!r} cannot be overridden: the seed is that of the run, and the threshold, the "
+                         "device and the folders change no score")
     method = METHODS[run.method]
     method.from_settings(run.settings, run.dataset, run.scenario, **overrides)
     named = _plain(_settled(method.from_settings(run.settings, run.dataset, run.scenario)))
