@@ -3,6 +3,7 @@
 # make figures        draw every table and figure from the records alone
 # make test           everything that must hold: notebooks == package, linter, all notebooks, test suite
 # make lab            open the book in JupyterLab
+# make book           build the book as a web site in _book/, from the notebooks as they are stored
 # make notebooks      run the notebooks again and store their outputs (after an edit)
 # make clean          remove what builds and tests leave behind (.venv and figures/ stay)
 #
@@ -54,7 +55,7 @@ HOW    = $(call flag,settings,$(SETTINGS)) $(call list,methods,$(METHODS)) $(cal
 WHAT   = $(call flag,dataset,$(DATASET)) $(call list,scenario,$(SCENARIO)) $(call flag,n_clusters,$(N_CLUSTERS)) \
          $(call flag,hidden_dim,$(HIDDEN_DIM)) $(call flag,temperature,$(TEMPERATURE)) $(call flag,epsilon,$(EPSILON))
 
-.PHONY: help reproduce reproduce-all figures test lab notebooks environment clean
+.PHONY: help reproduce reproduce-all figures test lab book notebooks environment clean
 .DEFAULT_GOAL = help
 
 help:
@@ -79,6 +80,9 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs/index.ipynb
+
+book: $(STAMP)
+	@$(BIN)/python tools/book.py
 
 notebooks: $(STAMP)
 	$(BIN)/nbdev_export
@@ -106,6 +110,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf build dist clad.egg-info _proc .pytest_cache .ruff_cache .hypothesis figures/results/.batch
+	rm -rf build dist clad.egg-info _proc _book .pytest_cache .ruff_cache .hypothesis figures/results/.batch
 	find clad nbs tests tools -name __pycache__ -prune -exec rm -rf {} +
 	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -6,44 +6,28 @@ Cells with `#| hide`, `#| export` or `#| default_exp` are left out; of a cell wi
 shown; `#| fig-alt: TEXT` describes its picture.
 """
 import argparse
-import posixpath
 import re
 import sys
-from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
+from shown import ROOT, relinked, shown
 
-ROOT = Path(__file__).resolve().parents[1]
+INDEX = "nbs/index.ipynb"
 PICTURES = "figures/readme"
 HEAD = "<!-- made from nbs/index.ipynb by tools/readme.py: edit the notebook -->\n\n"
 
 
-def directives(source: str) -> dict[str, str]:
-    "The `#| name: value` lines of a cell."
-    found = re.findall(r"^#\|\s*([\w-]+):?[ \t]*(.*)$", source, re.MULTILINE)
-    return {name: value.strip() for name, value in found}
-
-
-def from_root(match: re.Match) -> str:
-    "A link of the notebook, which stands in nbs/, as a link of the README."
-    target = match[1]
-    return f"]({target if re.match(r'#|[a-z]+:', target) else posixpath.normpath(f'nbs/{target}')})"
-
-
-def build(path: Path) -> tuple[str, dict[str, bytes]]:
+def build() -> tuple[str, dict[str, bytes]]:
     "The text of the README and its pictures by path."
-    notebook = nbformat.read(path, 4)
+    notebook = nbformat.read(ROOT / INDEX, 4)
     cells, described = [], {}
-    for cell in notebook.cells:
-        marks = directives(cell.source) if cell.cell_type == "code" else {}
-        if cell.cell_type == "raw" or marks.keys() & {"hide", "export", "default_exp"}:
-            continue
-        if cell.cell_type == "code":
-            cell.source = "" if marks.get("echo") == "false" else re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
-            described[len(cells)] = marks.get("fig-alt", "figure")
-        else:
-            cell.source = re.sub(r"\]\(([^)\s]+)\)", from_root, cell.source)
+    for cell, marks in shown(notebook.cells, {"hide", "export", "default_exp"}):
+        if cell.cell_type == "markdown":
+            cell.source, _ = relinked(cell.source, INDEX, lambda path: "README.md" if path == INDEX else path)
+        if marks.get("echo") == "false":
+            cell.source = ""
+        described[len(cells)] = marks.get("fig-alt", "figure")
         cells.append(cell)
     notebook.cells = cells
     notebook.metadata["language_info"] = {"name": "python"}
@@ -58,14 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the files on disk differ")
     check = parser.parse_args().check
-    text, pictures = build(ROOT / "nbs/index.ipynb")
+    text, pictures = build()
     wanted = {ROOT / "README.md": text.encode()} | {ROOT / name: data for name, data in pictures.items()}
     stale = set((ROOT / PICTURES).glob("*")) - wanted.keys()
     if check:
         differing = {p for p, data in wanted.items() if not p.is_file() or p.read_bytes() != data} | stale
         if differing:
             names = ", ".join(sorted(p.relative_to(ROOT).as_posix() for p in differing))
-            sys.exit(f"{names}: not what nbs/index.ipynb gives; run python tools/readme.py")
+            sys.exit(f"{names}: not what {INDEX} gives; run python tools/readme.py")
         return
     for path in stale:
         path.unlink()
