@@ -364,7 +364,8 @@ def read_records(results: str | Path = "figures/results") -> pd.DataFrame:
     """
     rows = []
     for path in sorted(Path(results).glob("*/*/*.json")):
-        if path.name.startswith(".") or path.name.endswith(".failed.json"):    # ._x.json: from another system's copy
+        hidden = any(part.startswith(".") for part in path.relative_to(results).parts)    # such as ._x.json
+        if hidden or path.name.endswith(".failed.json"):
             continue
         record = read_record(path)
         row = record["identity"] | {"overrides": json.dumps(record["identity"]["overrides"], sort_keys=True),
