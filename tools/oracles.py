@@ -15,7 +15,7 @@ import pandas as pd
 from clad.baselines.kernel import published_svdd_rule, standardised
 from clad.data import load_dataset
 from clad.detector import released_settings
-from clad.experiments import read_records
+from clad.runs import read_records
 from clad.metrics import auroc
 from clad.reports import published, to_markdown
 from clad.scenarios import get_scenario
