@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--again", action="store_true", help="carry out also what is recorded")
     return parser
 
-
+# %% ../nbs/40_cli.ipynb #173c79ab
 def _what_to_run(parser: argparse.ArgumentParser) -> None:
     "The flags that choose runs."
     parser.add_argument("--all", action="store_true", help="the whole paper: every table, and Figure 3")
@@ -100,7 +100,7 @@ def _publishable(notebook: Any, parameters: dict[str, Any]) -> str:
                             and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
     return nbformat.writes(notebook) + "\n"
 
-
+# %% ../nbs/40_cli.ipynb #354aa590
 def _slim(output: Any) -> Any:
     "A cell output without its execution count and with small pictures."
     if "execution_count" in output:
@@ -108,7 +108,7 @@ def _slim(output: Any) -> Any:
     shrink(output.get("data", {}))
     return output
 
-
+# %% ../nbs/40_cli.ipynb #989d7b9f
 def shrink(data: dict[str, Any]) -> None:
     "In a cell output's data, give a PNG a palette, or make it a JPEG where it stays large (photographs)."
     from PIL import Image
@@ -200,7 +200,7 @@ def _reproduce(words: argparse.Namespace) -> None:
         raise RuntimeError(f"{len(failed)} of {len(table)} runs failed, {failed[0][0]} for one: {failed[0][1]} (each "
                            "has a file .failed.json among the records; the same command tries them again)")
 
-
+# %% ../nbs/40_cli.ipynb #be24e739
 def _check_places(words: argparse.Namespace) -> None:
     "OSError, before anything is computed, for a folder that cannot be written; the cache gets its default."
     from platformdirs import user_cache_dir
@@ -237,7 +237,7 @@ def _pages(words: argparse.Namespace, table: Any) -> list[tuple[str, str, dict[s
     others = sorted(path.stem for path in FORMS.glob("*.ipynb") if path.stem not in ("scenario", "sweep"))
     return pages + [(name, name, {"results": words.results}) for name in others if words.all]
 
-
+# %% ../nbs/40_cli.ipynb #4803e886
 def _draw(words: argparse.Namespace, pages: list[tuple[str, str, dict[str, Any]]]) -> None:
     "Render the pages, with a line every few seconds that says which."
     from clad.experiments import batch_folder, ticker
@@ -262,7 +262,7 @@ def _figures(words: argparse.Namespace) -> None:
     for path in write_reports(words.results, words.figures):
         print(path.as_posix())
 
-
+# %% ../nbs/40_cli.ipynb #73c96ef5
 def _print_table(words: argparse.Namespace, table: Any) -> None:
     "Print what is recorded for the scenarios of this command beside the published values."
     from clad.reports import comparison, side_by_side, to_markdown
@@ -275,7 +275,7 @@ def _print_table(words: argparse.Namespace, table: Any) -> None:
         print(f"AUROC in %, unfolded, settings {words.settings} (published):\n")
         print(to_markdown(side_by_side(chosen, words.settings)))
 
-
+# %% ../nbs/40_cli.ipynb #de90a59c
 def _list(words: argparse.Namespace) -> None:
     "Print data sets with their scenarios, methods and settings."
     from clad.data import DATASETS

@@ -24,6 +24,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
+# %% ../nbs/31_experiments.ipynb #943d1f8f
 import joblib
 import numpy as np
 import pandas as pd
@@ -62,13 +63,13 @@ def _carry_out(one: Run, train: ImageSet, test: ImageSet, fingerprints: Mapping[
     write_record(record, score, one.path(results))
     return record
 
-
+# %% ../nbs/31_experiments.ipynb #7406ca39
 def _load(dataset: str, data_root: str | Path | None) -> tuple[ImageSet, ImageSet, dict[str, str]]:
     "Both parts of a data set and their fingerprints."
     train, test = load_dataset(dataset, data_root)
     return train, test, {"train": train.fingerprint(), "test": test.fingerprint()}
 
-
+# %% ../nbs/31_experiments.ipynb #19d71af2
 @contextmanager
 def _claimed(one: Run, results: str | Path, wait: bool = True) -> Iterator[bool]:
     "Hold the lock of a run among all processes on this store; gives False at once where it is taken, if not `wait`."
@@ -104,7 +105,7 @@ def run(dataset: str, scenario: str, method: str = "CLAD", settings: str = "shor
         known = None if again else recorded(this, results)
         return known or _carry_out(this, *_load(dataset, data_root), results, cache_dir=cache_dir, verbose=verbose)
 
-# %% ../nbs/31_experiments.ipynb #3dc46e62
+# %% ../nbs/31_experiments.ipynb #342bc6a8
 def sizes(dataset: str, data_root: str | Path | None = None) -> pd.DataFrame:
     "For each scenario of a data set: training and test images, numbers in an image, bytes of all images."
     train, test = load_dataset(dataset, data_root)
@@ -116,7 +117,7 @@ def sizes(dataset: str, data_root: str | Path | None = None) -> pd.DataFrame:
                       "bytes": train.images.nbytes + test.images.nbytes}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-
+# %% ../nbs/31_experiments.ipynb #b29cb808
 KERNEL = (OCSVM, SVDD)
 
 
@@ -129,12 +130,12 @@ def memory(run: Run, size: Mapping[str, int]) -> int:
         return need + 8 * size["train"] ** 2
     return need
 
-
+# %% ../nbs/31_experiments.ipynb #a8319433
 def width(need: int, jobs: int) -> int:
     "How many processes of `need` bytes may run at once: at most `jobs`, at least 1, no more than memory is free."
     return max(1, min(jobs, psutil.virtual_memory().available // need))
 
-# %% ../nbs/31_experiments.ipynb #2bd0ade6
+# %% ../nbs/31_experiments.ipynb #67404263
 AUTO = 100_000    # images of 28x28 numbers that a stage with epochs="auto" sees, about
 PROBE = 256    # images of a measurement
 
@@ -144,21 +145,21 @@ def _cost(seconds: Mapping[str, float]) -> float:
     stages = sum(value for name, value in seconds.items() if name not in ("fit", "score"))
     return max(stages, seconds.get("fit", 0)) + seconds.get("score", 0)
 
-
+# %% ../nbs/31_experiments.ipynb #b6c482f2
 def _growth(run: Run) -> int:
     "The power of the number of images by which the seconds of a run grow."
     settings = build(run).get_params()
     auto = any(value == "auto" for name, value in settings.items() if name.endswith("epochs"))
     return 2 if issubclass(METHODS[run.method], KERNEL) else int(not auto)
 
-
+# %% ../nbs/31_experiments.ipynb #9c060c12
 def _from_records(run: Run, size: Mapping[str, int], frame: pd.DataFrame, counts: Mapping[str, int]) -> float:
     "Seconds by what is recorded of the method with these settings on this data set; NaN where nothing is."
     same = frame[(frame.dataset == run.dataset) & (frame.method == run.method) & (frame.settings == run.settings)]
     scaled = [cost * (size["train"] / counts[name]) ** _growth(run) for name, cost in zip(same.scenario, same.cost)]
     return float(np.mean(scaled)) if scaled else math.nan
 
-
+# %% ../nbs/31_experiments.ipynb #618fb82e
 def _measured(run: Run, size: Mapping[str, int], data_root: str | Path | None) -> float:
     "Seconds by a fit on some images with one epoch a stage."
     split = get_scenario(run.dataset, run.scenario).split(*load_dataset(run.dataset, data_root))
@@ -177,7 +178,7 @@ def _measured(run: Run, size: Mapping[str, int], data_root: str | Path | None) -
     factor = passes * (size["train"] / len(train)) ** (2 if _growth(run) == 2 else 1)
     return factor * (fitted - started) + (scored - fitted) * size["test"] / len(test)
 
-# %% ../nbs/31_experiments.ipynb #702eab28
+# %% ../nbs/31_experiments.ipynb #396d856f
 def estimate(runs: Iterable[Run], results: str | Path = "figures/results", data_root: str | Path | None = None,
              report: Callable[[str], None] | None = print) -> pd.DataFrame:
     """What runs will take on this machine, a row for each: seconds, basis ("recorded" or "measured"), memory (bytes).
@@ -207,7 +208,7 @@ def estimate(runs: Iterable[Run], results: str | Path = "figures/results", data_
         rows.append({"seconds": seconds, "basis": basis, "memory": memory(run, size)})
     return pd.DataFrame(rows, columns=["seconds", "basis", "memory"])
 
-
+# %% ../nbs/31_experiments.ipynb #8f07e781
 @contextmanager
 def _one_thread() -> Iterator[None]:
     "Run a block with one thread for each library that computes: processes side by side are the parallelism."
@@ -219,7 +220,7 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/31_experiments.ipynb #335d802f
+# %% ../nbs/31_experiments.ipynb #c57ad22b
 @contextmanager
 def batch_folder(results: str | Path) -> Iterator[Path]:
     "A hidden folder below `results` for the length of a block; those of batches that were killed are removed."
@@ -236,7 +237,7 @@ def batch_folder(results: str | Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-
+# %% ../nbs/31_experiments.ipynb #9f5aed53
 def _tidy(folder: Path) -> None:
     "Remove the folder of a batch that does not live any more."
     with suppress(OSError, Timeout):
@@ -245,7 +246,7 @@ def _tidy(folder: Path) -> None:
             with FileLock(folder / "alive", timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/31_experiments.ipynb #c4df2f24
+# %% ../nbs/31_experiments.ipynb #97080595
 _loaded = lru_cache(maxsize=1)(_load)    # the runs of a worker mostly share a data set
 _FITTING = threading.Lock()
 
@@ -265,7 +266,7 @@ def _noted(batch: Path, number: int) -> Iterator[Callable[..., None]]:
     finally:
         note.unlink(missing_ok=True)
 
-
+# %% ../nbs/31_experiments.ipynb #0f63be09
 @contextmanager
 def _gpu(batch: Path) -> Iterator[str]:
     "The device for a run: one GPU for each run at a time, or \"auto\" where there is none."
@@ -280,7 +281,7 @@ def _gpu(batch: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield "auto"
 
-# %% ../nbs/31_experiments.ipynb #9ea7fca6
+# %% ../nbs/31_experiments.ipynb #280cad9e
 def _work(one: Run, number: int, batch: Path, results: str | Path, data_root: str | Path | None,
           cache_dir: str | Path | None, again: bool, wait: bool) -> tuple[str, str]:
     "Carry out a run unless it is recorded: \"done\", \"recorded\", \"failed\" or (not `wait`) \"busy\"; the reason."
@@ -300,14 +301,14 @@ def _work(one: Run, number: int, batch: Path, results: str | Path, data_root: st
         ended(*status)
         return status
 
-
+# %% ../nbs/31_experiments.ipynb #d9550030
 def _reason(error: BaseException) -> str:
     "An error in one sentence."
     words = " ".join(str(error).split())
     known = isinstance(error, (ValueError, OSError)) and words
     return words if known else f"{type(error).__name__}: {words}".removesuffix(": ")
 
-# %% ../nbs/31_experiments.ipynb #531398ac
+# %% ../nbs/31_experiments.ipynb #a87c5d0f
 @contextmanager
 def ticker(say: Callable[[], str], stream: TextIO | None = None) -> Iterator[None]:
     """Print `say()` to a stream (the error stream) every 4 seconds for the length of a block, less often after an hour.
@@ -330,7 +331,7 @@ def ticker(say: Callable[[], str], stream: TextIO | None = None) -> Iterator[Non
         stop.set()
         thread.join()
 
-
+# %% ../nbs/31_experiments.ipynb #8b19bca0
 def duration(seconds: float) -> str:
     "A number of seconds in words."
     if math.isnan(seconds):
@@ -339,6 +340,9 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.{int(length == 3600)}f} {unit}"
     return f"{seconds:.0f} s"
+
+# %% ../nbs/31_experiments.ipynb #58994f4e
+#| export
 
 # %% ../nbs/31_experiments.ipynb #f4952d11
 PRIOR = 60.0    # seconds for which the estimate is believed whatever the first runs took
@@ -355,15 +359,15 @@ def _progress(batch: Path, runs: list[Run], seconds: np.ndarray, jobs: int, begu
     names = "; ".join(str(runs[i]) for i in running[:4]) + (f" and {len(running) - 4} more" if len(running) > 4 else "")
     return f"{len(done)} of {len(runs)} runs done, about {duration(left)} left; {names or 'starting workers'}"
 
-# %% ../nbs/31_experiments.ipynb #5859c724
+# %% ../nbs/31_experiments.ipynb #6c738e11
 DISK = {"CLAD": 60 * 2**20, "OCSVM": 0, "SVDD": 0}    # bytes of a run's stage results; 9 MiB for an autoencoder alone
 
-
+# %% ../nbs/31_experiments.ipynb #5ffffdff
 def default_jobs() -> int:
     "One run for each GPU, or for each core where there is none."
     return torch.cuda.device_count() or joblib.cpu_count()
 
-
+# %% ../nbs/31_experiments.ipynb #4e0a3d92
 @contextmanager
 def _backend(name: str, jobs: int) -> Iterator[None]:
     "Use a backend of joblib; a Dask cluster is started, or found by DASK_SCHEDULER_ADDRESS, where no client is there."
@@ -385,7 +389,7 @@ def _backend(name: str, jobs: int) -> Iterator[None]:
         if name == "loky" and jobs > 1:
             joblib.externals.loky.get_reusable_executor(reuse=True).shutdown()    # its workers hold images
 
-
+# %% ../nbs/31_experiments.ipynb #2eee083f
 def _imported(module: str, package: str) -> Any:
     "A module that is not a dependency of this package."
     try:
@@ -393,7 +397,7 @@ def _imported(module: str, package: str) -> Any:
     except ImportError:
         raise ValueError(f"{module} is missing: pip install '{package}'") from None
 
-# %% ../nbs/31_experiments.ipynb #d13b8f4e
+# %% ../nbs/31_experiments.ipynb #62a102ea
 KILLED = "failed", "its process was killed, most likely because memory ran out"
 
 
@@ -408,7 +412,7 @@ def _attempt(numbers: list[int], runs: list[Run], jobs: int, work: Callable, bat
     ended = (note for note in (batch / "done").iterdir() if int(note.name) in numbers)
     return {int(note.name): tuple(json.loads(note.read_text())) for note in ended}
 
-
+# %% ../nbs/31_experiments.ipynb #9b69d2f6
 def _spread(numbers: list[int], runs: list[Run], jobs: int, work: Callable, batch: Path) -> dict[int, tuple]:
     "Status of each run by its number; the runs during which a worker was killed are tried once more, alone."
     status = _attempt(numbers, runs, jobs, work, batch)
@@ -421,7 +425,7 @@ def _spread(numbers: list[int], runs: list[Run], jobs: int, work: Callable, batc
         status |= _attempt([i for i in missing if i not in status], runs, jobs, work, batch)
     return status
 
-# %% ../nbs/31_experiments.ipynb #7b241ac9
+# %% ../nbs/31_experiments.ipynb #06b51fa1
 def execute(runs: Iterable[Run], *, jobs: int | None = None, backend: str = "loky",
             results: str | Path = "figures/results", data_root: str | Path | None = None,
             cache_dir: str | Path | None = None, again: bool = False, progress: bool = True) -> pd.DataFrame:
@@ -447,7 +451,7 @@ def execute(runs: Iterable[Run], *, jobs: int | None = None, backend: str = "lok
     rows = [run.identity() | dict(zip(("status", "reason"), status.get(run, ("recorded", "")))) for run in runs]
     return pd.DataFrame(rows, columns=[*Run("digits", "CUR").identity(), "status", "reason"])
 
-
+# %% ../nbs/31_experiments.ipynb #dae2a68f
 def _checked(jobs: int | None, backend: str) -> int:
     "The number of jobs; ValueError where it is none, or where joblib has no such backend."
     jobs = default_jobs() if jobs is None else jobs
@@ -458,7 +462,7 @@ def _checked(jobs: int | None, backend: str) -> int:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(sorted(there))}, or register it")
     return int(jobs)
 
-# %% ../nbs/31_experiments.ipynb #bc7a98f4
+# %% ../nbs/31_experiments.ipynb #9403f067
 def _batch(runs: list[Run], jobs: int, backend: str, results: Path, say: Callable[[str], None] | None,
            **options: Any) -> dict[Run, tuple[str, str]]:
     "Estimate and carry out runs; the status of each."
@@ -482,7 +486,7 @@ def _batch(runs: list[Run], jobs: int, backend: str, results: Path, say: Callabl
         write_failure(runs[i], KILLED[1], "", results)
     return {runs[i]: what for i, what in status.items()}
 
-
+# %% ../nbs/31_experiments.ipynb #592121de
 def _announcement(runs: list[Run], forecast: pd.DataFrame, jobs: int, backend: str, results: Path) -> str:
     "What a batch will take, in one line."
     count = forecast[forecast.seconds.notna()].basis.value_counts()
