@@ -127,7 +127,7 @@ _DEEPSVDD_COLOUR = _STEP | dict(pretraining__epochs=350, pretraining__drop_epoch
 _DEEPSVDD_SHORT = dict(pretraining__epochs="auto", pretraining__lr=1e-3, pretraining__schedule="one-cycle",
                        sphere__epochs="auto", sphere__lr=1e-3, sphere__schedule="one-cycle")
 _DEEPSVDD_SMOKE = _DEEPSVDD_SHORT | dict(
-    pretraining__epochs=5, pretraining__lr=3e-3, pretraining__batch_size=32, sphere__epochs=5, sphere__lr=3e-3,
+    pretraining__epochs=10, pretraining__lr=3e-3, pretraining__batch_size=32, sphere__epochs=10, sphere__lr=3e-3,
     sphere__batch_size=32)
 
 

@@ -10,8 +10,8 @@ from clad.baselines.deepsvdd import ContrastPixels, LeNet, fit_sphere
 from clad.baselines.kernel import OCSVM, published_svdd_rule, standardised
 from clad.baselines.occnn import OCCNN
 from clad.detector import released_settings
-from clad.experiments import METHODS
 from clad.metrics import auroc
+from clad.runs import METHODS
 from clad.scenarios import get_scenario
 from clad.training import Checkpoint, Loop
 

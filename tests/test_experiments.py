@@ -1,258 +1,239 @@
-"""Records under fault: kills, damage, races, wrong names, leaks. A detector that is done at once stands in for CLAD."""
-import dataclasses
+"Batches under fault: kills, neighbours, failures, full memory; and the same numbers however they are carried out."
+import functools
 import json
 import os
-import platform
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from stubs import DistanceToMean
 
-from clad import experiments, reports
-from clad.base import Detector
+from clad import experiments, runs
 from clad.data import load_dataset
-from clad.scenarios import Split, get_scenario
+from clad.experiments import execute
+from clad.runs import Run, grid, read_ranks, read_record
+
+PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(runs.__file__).parents[1])])
+SMOKE = grid("digits", ["CUR", "STR"], ["OCSVM", "DeepSVDD", "CLAD"], "smoke")
 
 
-class DistanceToMean(Detector):
-    "Distance to the mean image; `shift` does nothing, it is there to be overridden."
-
-    fits = 0
-
-    def __init__(self, *, shift=0.0, alpha=0.05, calibration_fraction=0.1, random_state=0, verbose=False,
-                 device="auto"):
-        super().__init__(alpha=alpha, calibration_fraction=calibration_fraction, random_state=random_state,
-                         verbose=verbose, device=device)
-        self.shift = shift
-
-    @classmethod
-    def _settings(cls, name, dataset, scenario):
-        return {}
-
-    def _fit(self, images, groups, seed):
-        type(self).fits += 1
-        self.mean_ = images.mean(0)
-
-    def _score(self, images):
-        return -np.linalg.norm((images - self.mean_).reshape(len(images), -1), axis=1)
+def outcomes(results) -> dict[str, tuple]:
+    "Outcome and ranks of each record by its path."
+    records = {path.relative_to(results).as_posix(): path for path in Path(results).glob("*/*/[!.]*seed?.json")}
+    return {name: (read_record(path)["outcome"], read_ranks(path).tolist()) for name, path in records.items()}
 
 
-@pytest.fixture(autouse=True)
+def rest(results) -> list[str]:
+    "What lies below a store besides records, ranks and the locks of runs."
+    found = [path.relative_to(results).as_posix() for path in Path(results).rglob("*") if path.is_file()]
+    return [name for name in found if not re.search(r"seed\d(\.ranks\.npy|\.json)$|^\.batch/locks/", name)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    "The outcomes of the small batch, one run after the other in this process, without a folder for stage results."
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert set(execute(SMOKE, jobs=1, results=folder, progress=False).status) == {"done"}
+    assert len(outcomes(folder)) == len(SMOKE) == 6 and rest(folder) == []
+    return outcomes(folder)
+
+
+@pytest.fixture
 def cheap(monkeypatch):
-    monkeypatch.setitem(experiments.METHODS, "CLAD", DistanceToMean)
+    monkeypatch.setitem(runs.METHODS, "CLAD", DistanceToMean)
     monkeypatch.setattr(DistanceToMean, "fits", 0)
 
 
-def run(results, scenario="CUR", **arguments):
-    return experiments.run("digits", scenario, settings="smoke", results=results, verbose=False, **arguments)
+def start(code: str, **variables) -> subprocess.Popen:
+    "A process, in a group of its own, that has imported what a batch needs."
+    head = "import sys\nfrom clad.experiments import execute\nfrom clad.runs import Run, grid, METHODS\n"
+    return subprocess.Popen([sys.executable, "-c", head + code], stderr=subprocess.PIPE, text=True,
+                            start_new_session=True, env={**os.environ, "PYTHONPATH": PATHS, **variables})
 
 
-def files(folder) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-
-
-def test_run_once(tmp_path):
-    first = run(tmp_path)
-    assert run(tmp_path) == first and DistanceToMean.fits == 1
-    assert run(tmp_path, again=True)["outcome"] == first["outcome"] and DistanceToMean.fits == 2
-    assert files(tmp_path) == ["digits/CUR/CLAD-smoke-seed0.json", "digits/CUR/CLAD-smoke-seed0.ranks.npy"]
-
-
-def test_provenance_takes_no_part_in_skipping(tmp_path):
-    run(tmp_path)
-    path = experiments.record_path(tmp_path, "digits", "CUR", settings="smoke")
-    record = json.loads(path.read_text())
-    record["provenance"] = {"commit": "another", "seconds": {}}
-    path.write_text(json.dumps(record))
-    assert run(tmp_path)["provenance"]["commit"] == "another" and DistanceToMean.fits == 1
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"overrides": {"shift": 1.0}}, {"scenario": "STR"}])
-def test_another_identity_is_another_record(tmp_path, change):
-    run(tmp_path)
-    run(tmp_path, **change)
-    assert DistanceToMean.fits == 2 and len(files(tmp_path)) == 4
-
-
-def test_new_revision_runs_again(tmp_path, monkeypatch):
-    run(tmp_path)
-    monkeypatch.setitem(experiments.REVISION, "CLAD", 99)
-    assert run(tmp_path)["identity"]["revision"] == 99 and DistanceToMean.fits == 2 and len(files(tmp_path)) == 2
-
-
-def test_record_is_fit_to_publish(tmp_path):
-    record = json.dumps(run(tmp_path))
-    for private in (str(tmp_path), str(Path(experiments.__file__).parent), platform.node(), "NaN", "Infinity"):
-        assert private not in record
-    outcome = run(tmp_path)["outcome"]
-    assert outcome["n_normal"] + outcome["n_anomaly"] == len(load_dataset("digits")[1])
-
-
-@pytest.mark.parametrize("damage", [b"", b'{"identity": {', b"[]", b'{"identity": {}}', b"\xff\xfe"])
-def test_damaged_record_is_named(tmp_path, damage):
-    run(tmp_path)
-    path = experiments.record_path(tmp_path, "digits", "CUR", settings="smoke")
-    path.write_bytes(damage)
-    for call in (lambda: run(tmp_path), lambda: experiments.read_records(tmp_path),
-                 lambda: experiments.plan("digits", ["CUR"], settings="smoke", results=tmp_path)):
-        with pytest.raises(ValueError, match="damaged record .*CLAD-smoke-seed0.json"):
-            call()
-
-
-def test_damaged_or_missing_ranks_are_named(tmp_path):
-    run(tmp_path)
-    path = experiments.record_path(tmp_path, "digits", "CUR", settings="smoke")
-    experiments.ranks_path(path).write_bytes(experiments.ranks_path(path).read_bytes()[:200])
-    with pytest.raises(ValueError, match="ranks.npy"):
-        experiments.read_ranks(path)
-    experiments.ranks_path(path).unlink()
-    with pytest.raises(FileNotFoundError, match="ranks.npy"):
-        experiments.read_ranks(path)
-
-
-@pytest.mark.parametrize("arguments, words", [
-    ({"dataset": "digit"}, "digits, mnist"), ({"scenario": "SPEC"}, "CUR"), ({"method": "CLADD"}, "one of OCSVM"),
-    ({"settings": "quick"}, "short"), ({"overrides": {"shfit": 1}}, "shift"), ({"seed": -1}, "seed"),
-    ({"seed": 0.5}, "seed")])
-def test_unknown_names_before_anything_is_loaded(tmp_path, monkeypatch, arguments, words):
-    monkeypatch.setattr(experiments, "load_dataset", lambda *_: pytest.fail("data were loaded"))
-    with pytest.raises(ValueError, match=words):
-        experiments.run(**{"dataset": "digits", "scenario": "CUR", "results": tmp_path} | arguments)
-    assert files(tmp_path) == []
-
-
-def test_test_set_without_anomalies_is_refused_before_training(tmp_path, monkeypatch):
-    class AllNormal:
-        def split(self, train, test):
-            return Split(self, train, test, np.zeros(len(test), bool))
-    monkeypatch.setattr(experiments, "get_scenario", lambda *_: AllNormal())
-    with pytest.raises(ValueError, match="no anomalies"):
-        run(tmp_path)
-    assert DistanceToMean.fits == 0 and files(tmp_path) == []
-
-
-@pytest.mark.parametrize("call", ["_fit", "_score"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_interruption_leaves_nothing(tmp_path, monkeypatch, call, error):
-    def stop(*_):
-        raise error
-    monkeypatch.setattr(DistanceToMean, call, stop)
-    with pytest.raises(error):
-        run(tmp_path)
-    assert files(tmp_path) == []
-
-
-def test_failing_disk_leaves_no_halves(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(experiments.os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        run(tmp_path)
-    assert files(tmp_path) == []
-
-
-def test_no_record_without_its_ranks(tmp_path, monkeypatch):
-    whole, written = experiments.write_atomically, []
-
-    def kill_at_second(path, content):
-        if written:
-            raise KeyboardInterrupt
-        written.append(path)
-        return whole(path, content)
-    monkeypatch.setattr(experiments, "write_atomically", kill_at_second)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
-    assert files(tmp_path) == ["digits/CUR/CLAD-smoke-seed0.ranks.npy"]
-
-
-SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
-import test_experiments as here
-here.experiments.METHODS["CLAD"] = here.DistanceToMean
-if {slow}:
-    def fit(*_):
-        print("fitting", flush=True)
-        time.sleep(60)
-    here.DistanceToMean._fit = fit
-for scenario in ("CUR", "STR", "MIX"):
-    here.run({results!r}, scenario)
+def batch(results, jobs: int, stages="None") -> str:
+    return f"""
+if __name__ == "__main__":
+    plan = grid("digits", ["CUR", "STR"], ["OCSVM", "DeepSVDD", "CLAD"], "smoke")
+    table = execute(plan, jobs={jobs}, results={str(results)!r}, cache_dir={stages})
+    sys.exit(int("failed" in set(table.status)))
 """
 
 
-def process(results, slow: bool = False) -> subprocess.Popen:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), results=str(results), slow=slow)
-    paths = os.pathsep.join([str(Path(experiments.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": paths})
+def running(results, process: subprocess.Popen) -> list[Path]:
+    "The notes of the runs that a batch has begun."
+    return list(Path(results).glob(f".batch/{process.pid}-*/running/*"))
 
 
-def test_killed_batch_goes_on(tmp_path):
-    run(tmp_path)
-    before = {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
-    batch = process(tmp_path, slow=True)
-    assert batch.stdout.readline() == "fitting\n"      # CUR was skipped, STR has begun
-    batch.send_signal(signal.SIGKILL)
-    batch.wait()
-    assert files(tmp_path) == list(before)
-    for scenario in ("CUR", "STR", "MIX"):
-        run(tmp_path, scenario)
-    assert DistanceToMean.fits == 3 and len(files(tmp_path)) == 6
-    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
-def test_two_processes_on_one_store(tmp_path):
-    both = [process(tmp_path), process(tmp_path)]
-    assert [one.wait(120) for one in both] == [0, 0]
-    assert len(files(tmp_path)) == 6 and len(experiments.read_records(tmp_path)) == 3
+def test_processes_give_what_one_process_gives(tmp_path, unbroken):
+    table = execute(SMOKE, jobs=2, results=tmp_path / "r", cache_dir=tmp_path / "stages", progress=False)
+    assert set(table.status) == {"done"} and outcomes(tmp_path / "r") == unbroken and rest(tmp_path / "r") == []
 
 
-def test_labels_do_not_leak_through_a_run(tmp_path, monkeypatch):
-    run(tmp_path / "a")
-    rng = np.random.default_rng(0)
-    normal = [int(name) for name in get_scenario("digits", "CUR").normal]
-
-    def renamed(*_):
-        "The same images; labels permuted among the normal classes, and among the anomalous ones."
-        sets = []
-        for images in load_dataset("digits"):
-            labels = images.labels.copy()
-            for kind in (np.isin(labels, normal), ~np.isin(labels, normal)):
-                labels[kind] = rng.permutation(labels[kind])
-            sets.append(dataclasses.replace(images, labels=labels))
-        return tuple(sets)
-    monkeypatch.setattr(experiments, "load_dataset", renamed)
-    run(tmp_path / "b")
-    ranks = [(tmp_path / name / "digits/CUR/CLAD-smoke-seed0.ranks.npy").read_bytes() for name in "ab"]
-    assert ranks[0] == ranks[1]
+def test_a_dask_cluster_gives_what_one_process_gives(tmp_path, unbroken):
+    distributed = pytest.importorskip("distributed")
+    with warnings.catch_warnings(action="ignore"), distributed.Client(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0):
+        table = execute(SMOKE, backend="dask", jobs=2, results=tmp_path, progress=False)
+    assert set(table.status) == {"done"} and outcomes(tmp_path) == unbroken and rest(tmp_path) == []
 
 
-def test_reports_are_made_from_records_alone(tmp_path, monkeypatch):
-    for seed in range(2):
-        run(tmp_path / "results", seed=seed)
-    monkeypatch.setattr(experiments, "load_dataset", lambda *_: pytest.fail("data were loaded"))
-    made = []
-    for folder in ("one", "two"):
-        paths = reports.write_reports(tmp_path / "results", tmp_path / folder)
-        assert [path.name for path in paths] == ["digits.md", "digits.csv", "digits.png"]
-        made.append([path.read_bytes() for path in paths])
-    assert made[0] == made[1]
-    table = pd.read_csv(tmp_path / "one" / "digits.csv")
-    assert table.verdict.tolist() == ["not comparable: smoke settings are for tests"] and table.seeds.tolist() == [2]
+def test_a_killed_batch_goes_on(tmp_path, unbroken):
+    "Killed at random moments, with all its processes; what was finished is not done again, and the end is the same."
+    chance, seen = random.Random(0), {}
+    for _ in range(3):
+        process = start(batch(tmp_path / "r", 2, repr(str(tmp_path / "stages"))))
+        waited, before = time.time() + 100, len(outcomes(tmp_path / "r"))
+        while process.poll() is None and time.time() < waited and not running(tmp_path / "r", process):
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 2))
+        kill(process)
+        now = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").glob("*/*/*") if path.suffix == ".json"}
+        assert {path: now[path] for path in seen} == seen and len(now) >= before
+        assert all(not path.name.endswith(".failed.json") for path in now)
+        outcomes(tmp_path / "r")    # whatever is there can be read
+        seen = now
+    for folder in (tmp_path / "r").glob(".batch/*-*"):
+        os.utime(folder, (0, 0))
+    last = execute(SMOKE, jobs=1, results=tmp_path / "r", cache_dir=tmp_path / "stages", progress=False)
+    assert last.status.tolist().count("recorded") == len(seen)
+    assert {path: path.stat().st_mtime_ns for path in seen} == seen
+    assert outcomes(tmp_path / "r") == unbroken
+    assert rest(tmp_path / "r") == [], "a killed batch left something behind"
 
 
-def test_overrides_stay_out_of_tables(tmp_path):
-    run(tmp_path, overrides={"shift": 2.0})
-    assert len(experiments.read_records(tmp_path)) == 1
-    assert len(reports.comparison(experiments.read_records(tmp_path))) == 0
+def test_two_batches_share_the_work(tmp_path):
+    "Each run is done once, whoever does it, and both batches end with all of them."
+    log = tmp_path / "fits"
+    code = f"""
+import time
+from stubs import DistanceToMean
+METHODS["CLAD"] = DistanceToMean
+slowly = DistanceToMean._fit
+DistanceToMean._fit = lambda *a: (time.sleep(0.2), slowly(*a))[1]
+table = execute(grid("digits", ["CUR", "STR", "MIX"], "CLAD", "smoke", range(5)), jobs=1, results={str(tmp_path)!r},
+                progress=False)
+sys.exit(int(not set(table.status) <= {{"done", "recorded"}} or len(table) != 15))
+"""
+    both = [start(code, FITS=str(log)) for _ in range(2)]
+    said = [one.communicate(timeout=300)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert log.read_text().count("fit") == 15 and len(runs.read_records(tmp_path)) == 15
 
 
-def test_planning_400_runs_is_quick(tmp_path):
-    started = time.perf_counter()
-    table = experiments.plan("digits", ["CUR", "STR", "MIX"], seeds=range(134), results=tmp_path)
-    assert len(table) == 402 and not table.recorded.any() and time.perf_counter() - started < 5
+def test_two_processes_on_one_store_of_stages(tmp_path):
+    "Sweeps that share an autoencoder and a folder for stage results give what they give without."
+    def code(k):
+        return f"""
+plan = grid("digits", "CUR", "CLAD", "smoke", 0, [{{"n_clusters": k}} for k in {k}])
+execute(plan, jobs=1, results={str(tmp_path / "r")!r}, cache_dir={str(tmp_path / "stages")!r}, progress=False)
+"""
+    both = [start(code((2, 4))), start(code((4, 2)))]
+    said = [one.communicate(timeout=300)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert len(list((tmp_path / "stages").glob("autoencoder-*.safetensors"))) == 1
+    alone = grid("digits", "CUR", "CLAD", "smoke", 0, [{"n_clusters": 2}, {"n_clusters": 4}])
+    execute(alone, jobs=1, results=tmp_path / "alone", progress=False)
+    assert outcomes(tmp_path / "r") == outcomes(tmp_path / "alone") and len(outcomes(tmp_path / "alone")) == 2
+
+
+def test_a_run_that_another_batch_has_is_waited_for(cheap, tmp_path):
+    "The others come first; the one that was taken is found recorded in the end."
+    code = f"""
+import time
+from stubs import DistanceToMean
+METHODS["CLAD"] = DistanceToMean
+fit = DistanceToMean._fit
+DistanceToMean._fit = lambda *a: (print("fitting", file=sys.stderr, flush=True), time.sleep(3), fit(*a))[2]
+execute([Run("digits", "CUR", settings="smoke")], jobs=1, results={str(tmp_path)!r}, progress=False)
+"""
+    other = start(code)
+    assert other.stderr.readline() == "fitting\n"
+    table = execute(grid("digits", ["CUR", "STR"], settings="smoke"), jobs=1, results=tmp_path, progress=False)
+    assert table.status.tolist() == ["recorded", "done"] and DistanceToMean.fits == 1
+    assert other.wait(60) == 0
+
+
+def test_a_failure_is_recorded_and_tried_again(cheap, tmp_path, monkeypatch):
+    def choosy(self, images, *_):
+        if len(images) > 400:
+            raise MemoryError(f"cannot take {len(images)} images from {tmp_path}/images.npy")
+        DistanceToMean.mean_ = images.mean(0)
+    plan = grid("digits", ["CUR", "MIX", "STR"], settings="smoke")
+    monkeypatch.setattr(DistanceToMean, "_fit", choosy)
+    table = execute(plan, jobs=1, results=tmp_path, progress=False)
+    assert table.status.tolist() == ["done", "failed", "done"] and "MemoryError" in table.reason[1]
+    path = runs.failure_path(plan[1].path(tmp_path))
+    failed = json.loads(path.read_text())
+    assert failed["identity"] == plan[1].identity() and "images from images.npy" in failed["failure"]["reason"]
+    assert str(tmp_path) not in path.read_text() and str(Path(runs.__file__).parent) not in path.read_text()
+    assert "test_experiments.py" in path.read_text() and len(runs.read_records(tmp_path)) == 2
+    monkeypatch.undo()
+    monkeypatch.setitem(runs.METHODS, "CLAD", DistanceToMean)
+    assert execute(plan, jobs=1, results=tmp_path, progress=False).status.tolist() == ["recorded", "done", "recorded"]
+    assert not path.exists()
+
+
+def test_threads_do_not_mix_up_random_numbers(tmp_path):
+    plan = grid("digits", "CUR", "DeepSVDD", "smoke", [0, 1, 2])
+    execute(plan, jobs=3, backend="threading", results=tmp_path / "threads", progress=False)
+    execute(plan, jobs=1, results=tmp_path / "one", progress=False)
+    assert outcomes(tmp_path / "threads") == outcomes(tmp_path / "one")
+
+
+def test_a_line_every_few_seconds(cheap, tmp_path, monkeypatch, capfd):
+    fit = DistanceToMean._fit
+    monkeypatch.setattr(DistanceToMean, "_fit", lambda *arguments: (time.sleep(5), fit(*arguments)))
+    execute([Run("digits", "CUR", settings="smoke")], jobs=1, results=tmp_path)
+    said = capfd.readouterr().err
+    assert re.search(r"^clad: 1 run to do, 1 at a time \(loky\): about .* 1 measured.*GiB of memory.*disk", said, re.M)
+    assert "clad: 0 of 1 runs done, about" in said and "left; digits CUR CLAD smoke seed 0" in said
+
+
+def test_what_is_refused_before_anything_is_computed(cheap, tmp_path, monkeypatch):
+    plan = [Run("digits", "CUR", settings="smoke")]
+    (tmp_path / "file").write_text("")
+    for arguments, error, words in [
+            ({"results": ""}, OSError, "empty name"), ({"results": tmp_path / "file"}, OSError, "hold the records"),
+            ({"cache_dir": tmp_path / "file"}, OSError, "cannot hold stage results"), ({"jobs": 0}, ValueError, "jobs"),
+            ({"jobs": 1.5}, ValueError, "jobs"), ({"backend": "lokky"}, ValueError, "choose one of")]:
+        with pytest.raises(error, match=words):
+            execute(plan, **{"results": tmp_path / "r", "progress": False, **arguments})
+    monkeypatch.setattr(experiments, "load_dataset", functools.partial(load_dataset, download=False))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        execute([Run("mnist", "CUR")], results=tmp_path / "r", data_root=tmp_path / "nowhere", progress=False)
+    assert DistanceToMean.fits == 0
+
+
+def test_no_more_at_once_than_fit_in_memory(monkeypatch):
+    size = {"train": 30_000, "test": 10_000, "numbers": 3072, "bytes": 184_320_000}
+    need = experiments.memory(Run("cifar10", "LIV", "OCSVM"), size)
+    assert need > 8 * 30_000**2
+    for free, jobs in ((10 * need, 4), (2.5 * need, 2), (0.5 * need, 1)):
+        monkeypatch.setattr(experiments.psutil, "virtual_memory", lambda free=free: type("", (), {"available": free}))
+        assert experiments.width(need, 4) == jobs
+
+
+def test_estimates_come_from_records_and_are_scaled(tmp_path, monkeypatch):
+    plan = grid("digits", ["CUR", "MIX"], "OCSVM", "smoke")
+    execute(plan[:1], jobs=1, results=tmp_path, progress=False)
+    path = plan[0].path(tmp_path)
+    record = json.loads(path.read_text())
+    record["provenance"]["seconds"] = {"kernel": 6.0, "fit": 2.0, "score": 1.0}    # the kernel was in the cache
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr(experiments, "_measured", lambda *_: pytest.fail("there is a record"))
+    frame, size = experiments.estimate(plan, tmp_path, report=lambda _: None), experiments.sizes("digits")
+    assert frame.basis.tolist() == ["recorded"] * 2
+    assert np.allclose(frame.seconds, [7, 7 * (size.train["MIX"] / size.train["CUR"]) ** 2])

@@ -15,9 +15,9 @@ import pandas as pd
 from clad.baselines.kernel import published_svdd_rule, standardised
 from clad.data import load_dataset
 from clad.detector import released_settings
-from clad.experiments import read_records
 from clad.metrics import auroc
 from clad.reports import published, to_markdown
+from clad.runs import read_records
 from clad.scenarios import get_scenario
 
 RULE_CELLS = {  # data set -> scenario -> name of the first image in the original file order; "": ours is in that order

@@ -6,8 +6,6 @@ Cells marked `#| eval: false` and cells whose flag is listed in `tst_flags` (set
 outputs they have; sources are left as they are. Pictures are stored with a palette of 256 colours, which makes them
 less than half as large, and those that are still large (photographs) as JPEG. Run `nbdev_clean` afterwards.
 """
-import base64
-import io
 import os
 import sys
 from pathlib import Path
@@ -18,25 +16,8 @@ from fastcore.xtras import working_directory
 from nbdev.config import get_config
 from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor
-from PIL import Image
 
-
-def shrink(output) -> None:
-    "Replace a PNG in a cell output by the same picture with a palette, or by a JPEG where that stays large."
-    encoded = output.get("data", {}).get("image/png")
-    if encoded:
-        encoded = "".join(encoded)
-        picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-        buffer = io.BytesIO()
-        picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-        output["data"]["image/png"] = min(base64.b64encode(buffer.getvalue()).decode(), encoded, key=len)
-        if len(output["data"]["image/png"]) > 60_000:
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=80)
-            jpeg = base64.b64encode(buffer.getvalue()).decode()
-            if len(jpeg) < len(output["data"]["image/png"]):
-                output["data"]["image/jpeg"] = jpeg
-                del output["data"]["image/png"]
+from clad.cli import shrink
 
 
 def run(path: Path, flags: set[str]) -> None:
@@ -58,7 +39,7 @@ def run(path: Path, flags: set[str]) -> None:
         CaptureShell(path).run_all(notebook, exc_stop=True, preproc=skip)
     outputs = {cell.id: cell.get("outputs", []) for cell in notebook.cells if cell.id in executed}
     for output in (output for cell_outputs in outputs.values() for output in cell_outputs):
-        shrink(output)
+        shrink(output.get("data", {}))
     stored = read_nb(path)
     for cell in stored.cells:
         if cell.id in outputs:
