@@ -239,11 +239,19 @@ def test_reports_are_made_from_records_alone(tmp_path, monkeypatch):
     made = []
     for folder in ("one", "two"):
         paths = reports.write_reports(tmp_path / "results", tmp_path / folder)
-        assert [path.name for path in paths] == ["digits.md", "digits.csv", "digits.png"]
+        assert [path.name for path in paths] == ["digits.md", "digits.csv", "digits.png", "table5.md", "table5.csv"]
         made.append([path.read_bytes() for path in paths])
     assert made[0] == made[1]
     table = pd.read_csv(tmp_path / "one" / "digits.csv")
     assert table.verdict.tolist() == ["not comparable: smoke settings are for tests"] and table.seeds.tolist() == [2]
+
+
+def test_records_of_an_older_revision_are_not_shown(tmp_path, monkeypatch):
+    run(tmp_path / "results")
+    assert len(reports.comparison(experiments.read_records(tmp_path / "results"))) == 1
+    monkeypatch.setitem(experiments.REVISION, "CLAD", experiments.REVISION["CLAD"] + 1)
+    assert len(reports.comparison(experiments.read_records(tmp_path / "results"))) == 0
+    assert reports.write_reports(tmp_path / "results", tmp_path / "figures") == []
 
 
 def test_overrides_stay_out_of_tables(tmp_path):
