@@ -30,7 +30,7 @@ from .training import Pixels, Stage, StageStore, Workspace, resolve_device, seed
 class Knob:
     """A parameter of a stage as a parameter of the detector that holds it; None where the stage has no such parameter.
 
-    Setting it to None leaves the stage as it is. Raises ValueError where the stage has nothing to turn.
+    Setting it turns a copy of the stage; None leaves it as it is. Raises ValueError where the stage has nothing to turn.
     """
 
     def __init__(self, stage: str):
@@ -48,7 +48,8 @@ class Knob:
             return
         if self.name not in part.get_params(deep=False):
             raise ValueError(f"{self.stage}={type(part).__name__}() has no parameter {self.name!r}: leave it out.")
-        part.set_params(**{self.name: value})
+        if getattr(part, self.name) != value:  # a copy is turned: the stage may be in use elsewhere
+            setattr(detector, self.stage, clone(part).set_params(**{self.name: value}))
 
 # %% ../nbs/55_base.ipynb #f7e37e84
 def _named(value: Any) -> Any:
@@ -361,7 +362,7 @@ def _read(path) -> tuple[dict, dict[str, np.ndarray]]:
         raise ValueError(f"{path} holds NaN or infinity in {bad[0]}: fit again.")
     return header, arrays
 
-
+# %% ../nbs/55_base.ipynb #9e5cfc2e
 def _loaded(cls: type, path, header: dict, arrays: dict[str, np.ndarray], device: str | None) -> "Detector":
     "The detector out of what was read."
     if header["class"] != cls.__name__:

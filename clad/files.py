@@ -85,7 +85,7 @@ def _digest(table: Mapping[str, Any], header: str, data: bytes) -> str:
     known = json.dumps(table, sort_keys=True) + header
     return hashlib.sha256(known.encode() + data).hexdigest()
 
-
+# %% ../nbs/50_files.ipynb #086378c7
 def write_bundle(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Path:
     "Write arrays and a JSON-able header into one safetensors file with a checksum, whole or not at all."
     table, data = _unpacked(safetensors.save({name: np.array(array, order="C") for name, array in arrays.items()}))
