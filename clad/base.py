@@ -30,7 +30,7 @@ from .training import Pixels, Stage, StageStore, Workspace, resolve_device, seed
 class Knob:
     """A parameter of a stage as a parameter of the detector that holds it; None where the stage has no such parameter.
 
-    Setting it turns a copy of the stage; None leaves it as it is. Raises ValueError where the stage has nothing to turn.
+    Setting it turns a copy of the stage; None leaves it as it is. ValueError where the stage has nothing to turn.
     """
 
     def __init__(self, stage: str):
