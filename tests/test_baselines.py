@@ -5,15 +5,19 @@ import torch
 from real_data import real
 from torchvision.models import alexnet
 
-from clad.base import CHECKS, check_detector, load, seeded
-from clad.baselines.deepsvdd import ContrastPixels, LeNet, fit_sphere
-from clad.baselines.kernel import OCSVM, published_svdd_rule, standardised
-from clad.baselines.occnn import OCCNN
-from clad.detector import released_settings
+from clad.base import load
+from clad.baselines.deepsvdd import ContrastPixels, DeepSVDD, LeNet, fit_sphere
+from clad.baselines.kernel import OCSVM, SVDD, published_svdd_rule, standardised
+from clad.baselines.occnn import OCCNN, AlexNet
+from clad.baselines.ocnn import OCNN
+from clad.conformance import CHECKS, check_detector
+from clad.detector import CLAD
 from clad.metrics import auroc
-from clad.runs import METHODS
 from clad.scenarios import get_scenario
-from clad.training import Checkpoint, Loop
+from clad.settings import SETTINGS, released_statistics
+from clad.training import Checkpoint, Loop, seeded
+
+METHODS = {kind.__name__: kind for kind in (CLAD, OCSVM, OCNN, OCCNN, SVDD, DeepSVDD)}
 
 
 def smoke(method: str, **changes):
@@ -41,17 +45,48 @@ def test_contract_on_colour_images(method):
 
 @pytest.mark.parametrize("method", ["OCNN", "OCCNN", "DeepSVDD"])
 @pytest.mark.parametrize("size", [(45, 33), (16, 16)])
-def test_any_size(method, size):
-    images = discs(40, size)
-    assert np.ptp(smoke(method).fit(images).score_samples(images)) > 0
+def test_any_size(method, size, tmp_path):
+    "Fitted, saved and loaded; every single image has the score that it has among the others."
+    detector = smoke(method).fit(discs(40, size))
+    others = discs(20, size, seed=1)
+    scores = detector.score_samples(others)
+    assert len(np.unique(scores)) == 20
+    detector.save(tmp_path / "detector.clad")
+    again = load(tmp_path / "detector.clad")
+    alone = np.concatenate([again.score_samples(others[i : i + 1]) for i in range(20)])
+    assert np.abs(alone - scores).max() < 1e-3 * np.ptp(scores)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_setting_makes_a_detector_for_every_data_set(method):
-    for name in ("paper", "released", "short", "smoke"):
+def test_every_setting_reaches_the_detector(method):
+    "Each value of each named setting is found in the detector, on the part that uses it."
+    for name in SETTINGS:
         for dataset, scenario in (("digits", "CUR"), ("mnist", "CUR"), ("mnist", "0"), ("cifar10", "THG"),
                                   ("cifar10", "cat"), ("gtsrb", "SPEC"), ("tiny-imagenet", "ANML")):
-            assert METHODS[method].settings(name, dataset, scenario)["calibration_fraction"] == 0
+            detector = METHODS[method].from_settings(name, dataset, scenario)
+            for key, value in METHODS[method].settings(name, dataset, scenario).items():
+                stage, _, parameter = key.rpartition("__")
+                assert getattr(getattr(detector, stage) if stage else detector, parameter) == value, (name, key)
+
+
+@pytest.mark.parametrize("method, changes, words", [
+    ("DeepSVDD", {"sphere__epochs": 0}, "epochs is 0"), ("OCNN", {"hidden": 0}, "hidden is 0"),
+    ("OCCNN", {"sigma": -1}, "sigma is -1"), ("OCSVM", {"nu": 2}, "nu is 2"), ("SVDD", {"C": 0}, "C is 0")])
+def test_a_refused_parameter_leaves_the_fit(method, changes, words):
+    images = discs(40)
+    detector = smoke(method).fit(images)
+    before = detector.score_samples(images)
+    with pytest.raises(ValueError, match=words):
+        detector.set_params(**changes).fit(images)
+    assert np.array_equal(detector.score_samples(images), before)
+
+
+@pytest.mark.parametrize("iterations, n", [(3, 40), (7, 40), (2, 200)])
+def test_occnn_trains_for_exactly_its_iterations(iterations, n):
+    "As many batches as asked for, whether a pass over the images is shorter or longer."
+    report = smoke("OCCNN", iterations=iterations, batch_size=16).fit(discs(n)).fit_report_["classifier"]
+    batches = n // 16 + (n % 16 > 1)
+    assert report["iterations"] == iterations and len(report["loss"]) == -(-iterations // batches)
 
 
 def test_methods_with_the_same_autoencoder_train_it_once(tmp_path):
@@ -85,9 +120,10 @@ def sphere(path, batches_left: int = 10**9):
 
 
 def test_short_soft_boundaries_get_a_radius():
-    detector = smoke("DeepSVDD", objective="soft-boundary", svdd_epochs=3).fit(discs(60))
-    assert detector.radius_ > 0
-    assert (detector.score_samples(discs(60)) < 0).mean() == pytest.approx(detector.nu, abs=0.02)
+    "The radius is measured on all images of the fit, so a share nu of them is outside, whatever nu is."
+    for nu in (0.1, 0.4):
+        detector = smoke("DeepSVDD", objective="soft-boundary", nu=nu, sphere__epochs=3).fit(discs(60))
+        assert (detector.score_samples(discs(60)) < 0).mean() == pytest.approx(nu, abs=0.02)
 
 
 @pytest.mark.parametrize("method", ["DeepSVDD", "OCSVM", "SVDD", "OCNN", "OCCNN"])
@@ -109,7 +145,7 @@ def test_alexnet(tmp_path):
     with seeded(0):
         torch.save(alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
     images = discs(12)
-    detector = OCCNN(alexnet_weights=str(tmp_path / "alexnet.pth"), iterations=2, batch_size=6).fit(images)
+    detector = OCCNN(representation=AlexNet(str(tmp_path / "alexnet.pth")), iterations=2, batch_size=6).fit(images)
     score = detector.score_samples(images[:, :1].repeat(3, 1))
     assert score.shape == (12,) and "autoencoder" not in detector.fit_report_
     with seeded(1):  # other weights at the same path are other weights, also for the stage store
@@ -125,7 +161,7 @@ def test_alexnet(tmp_path):
     assert np.array_equal(again.score_samples(images), detector.score_samples(images))
     torch.save({"weights": torch.ones(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth does not hold torchvision's AlexNet"):
-        OCCNN(alexnet_weights=str(tmp_path / "other.pth")).fit(images)
+        OCCNN(representation=AlexNet(str(tmp_path / "other.pth"))).fit(images)
 
 
 @pytest.mark.parametrize("method", ["OCNN", "OCCNN"])
@@ -166,7 +202,7 @@ def test_published_ocsvm_cells_unfolded(dataset, scenario, expected):
 @pytest.mark.parametrize("scenario, expected", [("CUR", 58.8), ("STR", 72.4)])
 def test_published_svdd_cells_are_hard_decisions_of_equal_weights(scenario, expected):
     split = get_scenario("mnist", scenario).split(*real("mnist"))
-    statistics = released_settings("mnist", scenario)["statistics"]
+    statistics = released_statistics("mnist", scenario)
     train, test = (standardised(part.images, *statistics) for part in (split.train, split.test))
     anomalous = published_svdd_rule(train, test)
     assert 100 * auroc(split.is_anomaly, anomalous.astype(float)) == pytest.approx(expected, abs=0.15)

@@ -44,14 +44,15 @@ def rbf(a: torch.Tensor, b: torch.Tensor, gamma: float) -> torch.Tensor:
     return square.clamp_(min=0).mul_(-gamma).exp_()
 
 # %% ../../nbs/20_kernel.ipynb #8587e64c
-def gram(rows: np.ndarray, gamma: float, device: torch.device, block: int = 1024, verbose: bool = False) -> np.ndarray:
+def gram(rows: np.ndarray, gamma: float, device: torch.device, error: float = 0.0, block: int = 1024,
+         verbose: bool = False) -> np.ndarray:
     """Symmetric matrix of all pairwise kernel values, float64 [n,n], from rows [n,D]; half of it is computed.
 
-    In float32 where the exponents' rounding error stays below 1e-4, in float64 for rows that are spread wider.
+    In float32 where that moves no exponent by more than `error`, else in float64.
     """
     n, x = len(rows), _double(rows, device)
     x -= x.mean(0)  # distances stay, rounding shrinks
-    if 4 * torch.finfo(torch.float32).eps * gamma * float(x.square().sum(1).max()) < 1e-4:
+    if 4 * torch.finfo(torch.float32).eps * gamma * float(x.square().sum(1).max()) < error:
         x = x.float()
     out = np.empty((n, n))
     with tqdm(total=n, desc="kernel", unit="row", disable=not verbose) as bar:
@@ -100,7 +101,7 @@ def _statistics(v) -> bool:
 def _gamma(v) -> bool:
     return v == "auto" if isinstance(v, str) else is_number(0)(v)
 
-# %% ../../nbs/20_kernel.ipynb #e7628151
+# %% ../../nbs/20_kernel.ipynb #2096895e
 class _OneBoundary(Detector):
     """What OCSVM and SVDD share: weighted kernel sums. Subclasses say `_nu(n)`, OCSVM's nu for n images.
 
@@ -140,7 +141,7 @@ class _OneBoundary(Detector):
 
     def _exact(self, x: np.ndarray, nu: float, work) -> None:
         start = time.perf_counter()
-        k = gram(x, self.gamma_, work.device, verbose=work.verbose)
+        k = gram(x, self.gamma_, work.device, self.tolerance / 10, verbose=work.verbose)
         middle = time.perf_counter()
         svm = OneClassSVM(kernel="precomputed", nu=nu, tol=self.tolerance, cache_size=500).fit(k)
         self.support_vectors_, self.weights_ = x[svm.support_], svm.dual_coef_[0] / self.total_
