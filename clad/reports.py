@@ -417,13 +417,13 @@ def figure3_ranges(points: pd.DataFrame) -> pd.DataFrame:
 def scenario_matrix(frame: pd.DataFrame, settings: str = "short", value: str = "auroc") -> pd.DataFrame:
     """AUROC in %, [scenarios, methods] without gaps, of the rows of a `comparison` that were run with `settings`.
 
-    value: "auroc" (ours) or "published" (on the same scenarios). Left out: methods with fewer than half as many
-    scenarios as the one with most, then scenarios that a remaining method lacks.
+    value: "auroc" (ours) or "published" (on the same scenarios). Left out: methods with fewer than three
+    quarters of the scenarios of the one with most, then scenarios that a remaining method lacks.
     """
     rows = frame[(frame.settings == settings) & (frame.seeds > 0)]
     ours = rows.pivot(index=["dataset", "scenario"], columns="method", values="auroc").astype(float)
     ours = ours.reindex(rows.set_index(["dataset", "scenario"]).index.unique())    # in the order of the tables
-    ours = ours.loc[:, 2 * ours.count() >= ours.count().max()].dropna()
+    ours = ours.loc[:, 4 * ours.count() >= 3 * ours.count().max()].dropna()
     ours = ours[[method for method in METHODS if method in ours]]
     if value == "auroc":
         return ours
