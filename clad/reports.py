@@ -30,9 +30,9 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_curve
 
 from .data import DATASETS
-from .runs import METHODS, REVISION, read_record, read_records
 from .files import write_atomically
 from .metrics import delong, delong_interval, paired_scenarios, rank_groups
+from .runs import METHODS, REVISION, read_record, read_records
 from .scenarios import SCENARIOS, Split, table5
 
 # %% ../nbs/32_reports.ipynb #e8b1b7f2
