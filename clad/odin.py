@@ -6,12 +6,14 @@
 __all__ = ['confidence', 'perturb', 'odin_scores', 'Confidence', 'ODIN', 'MaxSoftmax', 'Energy', 'Neighbours']
 
 # %% ../nbs/13_odin.ipynb #bb8d47de
+import copy
+
 import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from .classifier import PseudoLabelClassifier
+from .classifier import PseudoLabelClassifier, trimmed
 from .settings import AT_LEAST_1, POSITIVE, is_number
 from .training import Pixels, Stage, device_of, exact
 
@@ -42,15 +44,14 @@ def odin_scores(net: nn.Module, pixels: Pixels, *, temperature: float = 1000.0, 
     epsilon: step in [0, 1] pixel units, divided by each channel's std; gradient_scale replaces 1 / std by a constant
     (the released code: 161.392). epsilon = 0 leaves the perturbation out; with temperature = 1 that is the base score.
     """
-    net.eval()
     factor = [1 / s for s in std] if gradient_scale is None else [gradient_scale] * len(std)
     step = epsilon * torch.tensor(factor, dtype=torch.float32, device=pixels.device)[:, None, None]
     scores = []
-    with exact():
+    with exact(), trimmed(copy.deepcopy(net).eval(), pixels.shape) as fast:
         for x in pixels.batches(batch_size):
-            x = perturb(net, x, temperature, step) if epsilon else x
+            x = perturb(fast, x, temperature, step) if epsilon else x
             with torch.inference_mode():
-                scores.append(confidence(net(x), temperature).cpu())
+                scores.append(confidence(fast(x), temperature).cpu())
     return torch.cat(scores).numpy()
 
 # %% ../nbs/13_odin.ipynb #2072105f
