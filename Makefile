@@ -81,6 +81,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf build dist clad.egg-info _proc _book .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info _proc _book .pytest_cache .ruff_cache .hypothesis
 	find clad nbs tests tools -name __pycache__ -prune -exec rm -rf {} +
 	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import validate_data
 
 from .conformal import conformal_offset, held_out, least_groups
 from .files import read_bundle, write_bundle
@@ -119,11 +120,11 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises ValueError, naming the offender, for images that `check_images` refuses and for parameters.
         """
         self._check_alpha()
-        images = check_images(X, flat=self.accepts_flat)
-        groups = None if groups is None else np.unique(_column(groups, len(images)), return_inverse=True)[1]
         before = dict(vars(self))
         try:
             self._forget()
+            images = self._checked(X)
+            groups = None if groups is None else np.unique(_column(groups, len(images)), return_inverse=True)[1]
             self._learn(images, groups)
         except BaseException:
             vars(self).clear()
@@ -133,8 +134,16 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def _forget(self) -> None:
         "Drop whatever an earlier fit has left."
-        for name in set(vars(self)) - set(self._get_param_names()):
+        for name in set(vars(self)) - set(self._get_param_names()) - _OF_SKLEARN:
             delattr(self, name)
+
+    def _checked(self, X, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        "X by `check_images`; rows, where they are accepted, by scikit-learn's rules before. shape: None in a fit."
+        if self.accepts_flat and _are_rows(X):
+            least = 2 if shape is None and self.calibration_fraction else 1
+            X = validate_data(self, X, reset=shape is None, dtype=[np.float64, np.float32], ensure_all_finite=False,
+                              ensure_min_samples=least)
+        return check_images(X, image_shape=shape, flat=self.accepts_flat)
 
     def _learn(self, images: np.ndarray, groups: np.ndarray | None) -> None:
         device, seed = resolve_device(self.device), _seed(self.random_state)
@@ -181,7 +190,7 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises ValueError, naming the image, for what `check_images` refuses and for a score that is not finite.
         """
         self._require_fit()
-        images = check_images(X, image_shape=self.image_shape_, flat=self.accepts_flat)
+        images = self._checked(X, self.image_shape_)
         scores = np.asarray(self._score(images), dtype=np.float64)
         if not np.isfinite(scores).all():
             bad = int(np.flatnonzero(~np.isfinite(scores))[0])
@@ -320,6 +329,15 @@ class Detector(OutlierMixin, BaseEstimator):
 
 
 FORMAT = 2  # of saved detectors
+_OF_SKLEARN = {"_metadata_request", "_parent_callback_ctx", "_skl_callbacks", "_sklearn_output_config"}
+
+
+def _are_rows(X: Any) -> bool:
+    "Whether X is a table for scikit-learn to check: not images, not a tensor, not a ragged list."
+    if isinstance(X, (list, tuple)):
+        shapes = {np.shape(x) for x in X}
+        return len(shapes) == 1 and len(shapes.pop()) < 2
+    return not isinstance(X, torch.Tensor) and (X if hasattr(X, "ndim") else np.asarray(X)).ndim in (1, 2)
 
 
 def _column(values: Any, n: int) -> np.ndarray:

@@ -5,12 +5,13 @@
 # %% ../nbs/01_scenarios.ipynb #85522f12
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from .data import CIFAR10_CLASSES, GTSRB_CLASSES, ImageSet
+from .data import CIFAR10_CLASSES, GTSRB_CLASSES
+from .images import ImageSet
 
 # %% auto #0
 __all__ = ['SCENARIOS', 'Split', 'Scenario', 'get_scenario', 'table5']
@@ -54,6 +55,7 @@ class Scenario:
     def split(self, train: ImageSet, test: ImageSet) -> Split:
         """Normal images of `train`, and the candidates of `test` in file order with their anomaly labels.
 
+        Groups are numbered anew, so that their numbers carry no class.
         Raises ValueError when a class is unknown to a set (it lists those that exist), or when a part has no image.
         """
         training = train.subset(_members(train, self.normal))
@@ -62,7 +64,7 @@ class Scenario:
         for part, count in ((train.name, len(training)), (test.name, len(testing))):
             if count == 0:
                 raise ValueError(f"{part} holds no image for the scenario {self.name}.")
-        return Split(self, training, testing, is_anomaly)
+        return Split(self, _opaque(training), _opaque(testing), is_anomaly)
 
 # %% ../nbs/01_scenarios.ipynb #21780955
 def _members(images: ImageSet, names: tuple[str, ...]) -> np.ndarray:
@@ -71,6 +73,14 @@ def _members(images: ImageSet, names: tuple[str, ...]) -> np.ndarray:
         if name not in images.classes:
             raise ValueError(f"{images.name} has no class {name!r}; its classes are {', '.join(images.classes)}.")
     return np.isin(images.labels, [images.classes.index(name) for name in names])
+
+# %% ../nbs/01_scenarios.ipynb #40bd28c2
+def _opaque(images: ImageSet) -> ImageSet:
+    "The same images whose groups are numbered from 0 in a random order (seed 0): equal where they were equal."
+    if images.groups is None:
+        return images
+    names, place = np.unique(images.groups, return_inverse=True)
+    return replace(images, groups=np.random.default_rng(0).permutation(len(names))[place])
 
 # %% ../nbs/01_scenarios.ipynb #034cdd30
 _DIGIT_GROUPS = {"CUR": ("Curly", "038"), "STR": ("Straight", "147"), "MIX": ("Mixed", "2569")}
@@ -136,9 +146,11 @@ def get_scenario(dataset: str, name: str) -> Scenario:
     "The scenario of a data set by its name, as in Table 5 (or a class name); ValueError lists what exists."
     if dataset not in SCENARIOS:
         raise ValueError(f"There are no scenarios for {dataset!r}; choose a data set out of {', '.join(SCENARIOS)}.")
-    if str(name) not in SCENARIOS[dataset]:
+    if not isinstance(name, str):
+        raise ValueError(f"The scenario {name!r} is no text; write it as {str(name)!r}.")
+    if name not in SCENARIOS[dataset]:
         raise ValueError(f"{dataset} has no scenario {name!r}; choose one of {', '.join(SCENARIOS[dataset])}.")
-    return SCENARIOS[dataset][str(name)]
+    return SCENARIOS[dataset][name]
 
 # %% ../nbs/01_scenarios.ipynb #78d059be
 def _plain(name: str) -> str:

@@ -231,6 +231,7 @@ class Loop:
     shuffle: bool = True
     drop_last: bool = False
     drop_epoch: int | None = None
+    most_steps: int | None = None  # the training ends there, in the middle of an epoch if need be
 
     def order(self, n: int) -> list[np.ndarray]:
         """Index batches of one epoch. Left out, unless it is the only one: a last batch of one image (batch
@@ -245,7 +246,8 @@ class Loop:
 
     def steps(self, n: int) -> int:
         "Optimiser steps of the whole training on n images."
-        return self.epochs * self._batches(n)
+        steps = self.epochs * self._batches(n)
+        return steps if self.most_steps is None else min(steps, self.most_steps)
 
 # %% ../nbs/53_training.ipynb #709f0959
 def _scheduler(loop: Loop, optimizer: torch.optim.Optimizer, n: int):
@@ -261,8 +263,7 @@ def _scheduler(loop: Loop, optimizer: torch.optim.Optimizer, n: int):
 
 @contextmanager
 def _progress(name: str, loop: Loop, n: int, done: int, verbose: bool):
-    steps = loop.steps(n) // max(loop.epochs, 1)
-    with tqdm(total=loop.steps(n), initial=done * steps, desc=name, unit="step", disable=not verbose) as bar:
+    with tqdm(total=loop.steps(n), initial=done * loop._batches(n), desc=name, unit="step", disable=not verbose) as bar:
         yield bar
 
 # %% ../nbs/53_training.ipynb #ca895244
@@ -290,7 +291,8 @@ def train(name: str, loop: Loop, loss: Callable[[np.ndarray], torch.Tensor], mod
         for epoch in range(first, loop.epochs):
             if before_epoch and before_epoch(epoch):
                 break
-            history.append(_epoch(name, loop, loss, n, optimizer, scheduler, device, bar))
+            batches = loop.order(n)[: loop.steps(n) - epoch * loop._batches(n)]
+            history.append(_epoch(name, loop, loss, batches, optimizer, scheduler, device, bar))
             if time.monotonic() - written > checkpoint.every:
                 checkpoint.save({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),
                                  "scheduler": scheduler.state_dict(), "history": history, "epoch": epoch + 1,
@@ -299,9 +301,9 @@ def train(name: str, loop: Loop, loss: Callable[[np.ndarray], torch.Tensor], mod
     return history
 
 # %% ../nbs/53_training.ipynb #530297f1
-def _epoch(name: str, loop: Loop, loss, n: int, optimizer, scheduler, device, bar) -> float:
-    "One pass over the data; the mean loss over its batches."
-    total, batches = torch.zeros((), device=device), loop.order(n)
+def _epoch(name: str, loop: Loop, loss, batches: list, optimizer, scheduler, device, bar) -> float:
+    "One pass over the batches; the mean loss over them."
+    total = torch.zeros((), device=device)
     for i, index in enumerate(batches):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             value = loss(index)

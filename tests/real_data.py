@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from clad import data as clad_data
-from clad.data import ImageSet, load_dataset
+from clad.data import load_dataset
+from clad.images import ImageSet
 
 
 def real(dataset: str) -> tuple[ImageSet, ImageSet]:

@@ -61,12 +61,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
                if p.suffix in (".py", ".csv", ".typed")}
     assert {"clad/py.typed", "clad/published.csv", "clad/published_figure3.csv", "clad/metrics.py"} <= package
     assert {n for n in names if ".dist-info/" not in n} == package
-    assert {n.partition("/")[0].partition("-")[0] for n in names} == {"clad"}
+    assert {n.partition("/")[0].partition("-")[0] for n in names} == {"clad", "clad_detector"}
 
 
 def test_the_wheel_says_what_it_is(site):
     metadata = next(site.glob("*.dist-info/METADATA")).read_text(encoding="utf-8")
     configured = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"Name: {configured['name']}\n" in metadata and configured["name"] != "clad"    # which is another project's
     version = next(line for line in (ROOT / "settings.ini").read_text().splitlines() if line.startswith("version"))
     assert f"Version: {version.partition('=')[2].strip()}\n" in metadata
     python_versions = next(line for line in metadata.splitlines() if line.startswith("Requires-Python: "))
@@ -109,5 +110,5 @@ def test_constraints_pin_what_the_project_needs():
     assert len(set(pinned)) == len(pinned)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
-    wanted = {w.replace("=", ">").partition(">")[0].partition("[")[0].strip() for w in wanted} - {"clad"}
+    wanted = {w.replace("=", ">").partition(">")[0].partition("[")[0].strip() for w in wanted} - {"clad-detector"}
     assert wanted <= set(pinned), f"not pinned in constraints.txt: {sorted(wanted - set(pinned))}"
