@@ -388,7 +388,7 @@ def _loaded(cls: type, path, header: dict, arrays: dict[str, np.ndarray], device
         raise ValueError(f"{path} cannot be loaded: {error!r}.") from error
     return detector
 
-
+# %% ../nbs/55_base.ipynb #9d3a9b93
 def _stage(facts: dict, name: str, arrays: dict[str, np.ndarray], before: list[Stage], device: str) -> Stage:
     "A fitted stage out of its facts and arrays."
     part = _parameter(facts["what"])
@@ -398,7 +398,7 @@ def _stage(facts: dict, name: str, arrays: dict[str, np.ndarray], before: list[S
     part._restore(tensors, *before, device=resolve_device(device))
     return part
 
-
+# %% ../nbs/55_base.ipynb #03d923e4
 def load(path, device: str | None = None) -> "Detector":
     """Load a detector from a file that `save` wrote: one of this package, or of a class that is imported already.
 

@@ -281,11 +281,12 @@ def _list(words: argparse.Namespace) -> None:
     from clad.data import DATASETS
     from clad.runs import METHODS
     from clad.scenarios import SCENARIOS
+    from clad.settings import SETTINGS
 
     for dataset in DATASETS:
         print(f"{dataset}: {' '.join(SCENARIOS[dataset])}")
-    for name, method in METHODS.items():
-        print(f"{name}: {' '.join(method.SETTINGS)}")
+    for name in METHODS:
+        print(f"{name}: {' '.join(SETTINGS)}")
 
 # %% ../nbs/40_cli.ipynb #ce5ec858
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ import os
 import numpy as np
 
 from clad.base import Detector
+from clad.settings import SETTINGS
 
 
 class DistanceToMean(Detector):
@@ -22,11 +23,11 @@ class DistanceToMean(Detector):
 
     @classmethod
     def settings(cls, name, dataset=None, scenario=None):
-        if name not in cls.SETTINGS:
-            raise ValueError(f"unknown settings {name!r}: choose from {', '.join(cls.SETTINGS)}")
+        if name not in SETTINGS:
+            raise ValueError(f"unknown settings {name!r}: choose from {', '.join(SETTINGS)}")
         return {"calibration_fraction": 0.0}
 
-    def _fit(self, images, groups, seed):
+    def _fit(self, images, groups, work):
         type(self).fits += 1
         if os.environ.get("FITS"):
             with open(os.environ["FITS"], "a") as file:
