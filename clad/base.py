@@ -262,8 +262,10 @@ class Detector(OutlierMixin, BaseEstimator):
     # ------------------------------------------------------------------------------------------------ parameters, files
 
     def set_params(self, **params) -> "Detector":
-        "Set parameters, stages before what reaches into them; the fit stays what it was."
-        return super().set_params(**dict(sorted(params.items(), key=lambda item: not isinstance(item[1], Stage))))
+        "Set parameters: whole stages, then knobs, then what reaches into stages. The fit stays what it was."
+        for turn in range(3):
+            super().set_params(**{k: v for k, v in params.items() if turn == (not isinstance(v, Stage)) + ("__" in k)})
+        return self
 
     @classmethod
     def settings(cls, name: str, dataset: str | None = None, scenario: str | None = None) -> dict:
