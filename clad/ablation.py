@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'COUNTS', 'SCORES', 'REVISION', 'KEY', 'subclasses', 'labels_of', 'plan', 'run', 'read_rows', 'write_rows',
-           'extend']
+           'extend', 'paired_difference']
 
-# %% ../nbs/15_ablation.ipynb #a7086e96
+# %% ../nbs/15_ablation.ipynb #7fe5ad45
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -92,13 +93,13 @@ def run(split: Split, name: str, k: int, seed: int, representation: Autoencoder,
             "nmi": normalized_mutual_info_score(split.train.labels, labels.labels_),
             "accuracy": network.report_["accuracy"], "seconds": round(time.process_time() - begun, 1)}
 
-# %% ../nbs/15_ablation.ipynb #9f994c94
+# %% ../nbs/15_ablation.ipynb #1d5d1e6b
 KEY = ["dataset", "scenario", "labels", "n_clusters", "seed", "revision"]
 
 
 def read_rows(*paths: str | Path) -> pd.DataFrame:
     "Rows of these files, each identity once, in a fixed order; files that are not there hold none."
-    tables = [pd.read_csv(path, dtype={"scenario": str}) for path in map(Path, paths) if path.exists()]
+    tables = [pd.read_csv(path, dtype={"scenario": str, "labels": str}) for path in map(Path, paths) if path.exists()]
     rows = pd.concat(tables) if tables else pd.DataFrame(columns=KEY)
     return rows.drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
 
@@ -107,7 +108,7 @@ def write_rows(rows: pd.DataFrame, path: str | Path) -> None:
     "Write rows as CSV, whole or not at all."
     write_atomically(path, rows.to_csv(index=False).encode())
 
-
+# %% ../nbs/15_ablation.ipynb #971cd254
 def extend(path: str | Path, splits: Iterable[Split], seeds: Iterable[int], *, labels: Iterable[str] = LABELS,
            counts: Iterable[int] = COUNTS, cache: str | Path | None = None, say: Callable = print,
            runner: Callable[..., dict] = run) -> pd.DataFrame:
@@ -130,3 +131,16 @@ def extend(path: str | Path, splits: Iterable[Split], seeds: Iterable[int], *, l
         say(f"{done + 1}/{len(todo)} {split.scenario.name} seed {seed}: {name}, K={k}: "
             f"AUROC {100 * row['both']:.1f}; {left / 60:.0f} min left")
     return read_rows(path)
+
+# %% ../nbs/15_ablation.ipynb #8e10396b
+def paired_difference(rows: pd.DataFrame, a: tuple[str, int], b: tuple[str, int], score: str = "both",
+                      level: float = 0.95) -> tuple[float, float, float, int]:
+    """Mean of a minus b over the seeds that both have, its t interval and the number of seeds, in points of AUROC.
+
+    a, b: labels and K. rows: of one scenario. Without two seeds the interval is infinite, or nan without any.
+    """
+    areas = rows.set_index(["labels", "n_clusters", "seed"])[score]
+    both = pd.concat([areas.xs(key) for key in (a, b)], axis=1, join="inner", keys=["a", "b"])
+    difference, n = 100 * (both["a"] - both["b"]), len(both)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * difference.std() / np.sqrt(n) if n > 1 else np.inf
+    return difference.mean(), difference.mean() - half, difference.mean() + half, n
