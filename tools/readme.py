@@ -18,13 +18,21 @@ PICTURES = "figures/readme"
 HEAD = "<!-- made from nbs/index.ipynb by tools/readme.py: edit the notebook -->\n\n"
 
 
+def from_root(text: str) -> str:
+    "The text with its links as seen from the README."
+    return relinked(text, INDEX, lambda path: "README.md" if path == INDEX else path)[0]
+
+
 def build() -> tuple[str, dict[str, bytes]]:
     "The text of the README and its pictures by path."
     notebook = nbformat.read(ROOT / INDEX, 4)
     cells, described = [], {}
     for cell, marks in shown(notebook.cells, {"hide", "export", "default_exp"}):
         if cell.cell_type == "markdown":
-            cell.source, _ = relinked(cell.source, INDEX, lambda path: "README.md" if path == INDEX else path)
+            cell.source = from_root(cell.source)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output["data"]["text/markdown"] = from_root(output["data"]["text/markdown"])
         if marks.get("echo") == "false":
             cell.source = ""
         described[len(cells)] = marks.get("fig-alt", "figure")
