@@ -105,7 +105,7 @@ def test_a_page_shows_what_its_notebook_shows(pages, path):
 
 
 def test_the_picture_of_the_index_is_shown_and_described(pages):
-    assert re.search(r'<img alt="Test digits in a plane[^>]*src="_images/', pages["index.html"])
+    assert re.search(r'<img alt="Mean images of the groups[^>]*src="_images/', pages["index.html"])
 
 
 def test_search_knows_the_words_of_the_book(site):
