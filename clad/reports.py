@@ -551,12 +551,13 @@ def write_reports(results: str | Path = "figures/results", figures: str | Path =
         if frame.seeds.any():
             paths += _write_cells(frame, name, Path(figures))
     paths += write_table(table5(), "table5", figures, "Table 5: the scenarios and their normal classes")
-    short = records[(records.dataset != "digits") & (records.settings == "short")]
+    real = records[records.dataset != "digits"]
+    short = real[real.settings == "short"]
     if len(short):
         paths += _write_overview(short, Path(figures))
-    if "clusters.nmi" in records and len(records[records.settings != "smoke"].dropna(subset=["clusters.nmi"])):
+    if "clusters.nmi" in real and len(real[real.settings != "smoke"].dropna(subset=["clusters.nmi"])):
         paths.append(_save(Path(figures) / "clusters.png", (7, 4.2), lambda figure: plot_clusters(
-            records, figure.subplots())))
+            real, figure.subplots())))
     return paths
 
 
