@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['covered', 'rises', 'Reason', 'Reasons', 'draw']
 
-# %% ../nbs/43_reasons.ipynb #29b6af5a
+# %% ../nbs/43_reasons.ipynb #0b904144
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
