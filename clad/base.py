@@ -100,7 +100,7 @@ def _seed(random_state: Any) -> int | None:
         return random_state
     raise ValueError(f"random_state is {random_state!r}: it must be None, a whole number from 0 on or a RandomState.")
 
-# %% ../nbs/55_base.ipynb #9a029f3c
+# %% ../nbs/55_base.ipynb #e3573d3b
 class Decisions:
     """What follows from the scores of held-out normal images: threshold, verdict, p-values, certificate, update.
 
@@ -125,6 +125,7 @@ class Decisions:
         vars(self).pop("calibration_clusters_", None)
         if clusters is not None:
             self.calibration_clusters_ = clusters
+            self.fit_report_["scarce_clusters"] = self.scarce_clusters_
         if problem := self._too_few():
             self.fit_report_["warnings"].append(problem)
             warnings.warn(f"{type(self).__name__}: {problem}", UserWarning, stacklevel=3)
@@ -133,8 +134,8 @@ class Decisions:
     def _clusters(self, X) -> np.ndarray | None:
         "Cluster of each image, int64 [N]; None where this detector has none, or none for new images."
         try:
-            return self.predict_cluster(X)
-        except (AttributeError, ValueError):
+            return self.predict_cluster(X) if hasattr(self, "predict_cluster") else None
+        except ValueError:
             return None
 
     def _too_few(self) -> str:
