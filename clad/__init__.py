@@ -25,8 +25,12 @@ _HOMES = {
     "data": ("load_dataset",),
     "dec": ("DEC", "GivenLabels", "KMeansLabels", "RandomLabels"),
     "detector": ("CLAD",),
+    "dirty": ("suspects",),
+    "howmany": ("suggest_n_clusters",),
     "images": ("from_folder",),
+    "monitor": ("DriftMonitor",),
     "odin": ("Energy", "MaxSoftmax", "Neighbours", "ODIN"),
+    "reasons": ("Reasons",),
     "scenarios": ("get_scenario",),
     "training": ("Stage",),
 }
@@ -50,11 +54,15 @@ if TYPE_CHECKING:
     from clad.dec import KMeansLabels as KMeansLabels
     from clad.dec import RandomLabels as RandomLabels
     from clad.detector import CLAD as CLAD
+    from clad.dirty import suspects as suspects
+    from clad.howmany import suggest_n_clusters as suggest_n_clusters
     from clad.images import from_folder as from_folder
+    from clad.monitor import DriftMonitor as DriftMonitor
     from clad.odin import ODIN as ODIN
     from clad.odin import Energy as Energy
     from clad.odin import MaxSoftmax as MaxSoftmax
     from clad.odin import Neighbours as Neighbours
+    from clad.reasons import Reasons as Reasons
     from clad.scenarios import get_scenario as get_scenario
     from clad.training import Stage as Stage
 
