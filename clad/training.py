@@ -34,7 +34,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     """Mean and standard deviation of each channel over all pixels, in [0, 1] units.
 
     images: uint8 or float [N,C,H,W]. Raises ValueError if a channel is constant: there is nothing to learn from.
-    Rows, float [N,D], have both for each column; a constant column counts with std 1, unless all are constant.
+    Rows, float [N,D], have a mean for each column and one deviation, the root mean square of the columns', for all.
     """
     if images.ndim == 2:
         return _column_statistics(images)
@@ -48,17 +48,15 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         raise ValueError(f"channel {int(std.argmin())} has the same value in every pixel of all {len(images)} images.")
     return tuple(mean.tolist()), tuple(std.tolist())
 
-# %% ../nbs/53_training.ipynb #cefafdf1
+# %% ../nbs/53_training.ipynb #b610992b
 def _column_statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    "Mean and standard deviation of each column of float rows [N,D]."
+    "Mean of each column of float rows [N,D], and one standard deviation, D times."
     starts = range(0, len(rows), 1024)
     mean = sum(rows[i : i + 1024].sum(0, dtype=np.float64) for i in starts) / len(rows)
-    square = sum(((rows[i : i + 1024] - mean) ** 2).sum(0) for i in starts) / len(rows)
-    std = np.sqrt(square)
-    constant = std <= 1e-6 * np.maximum(1e-6, np.abs(mean))
-    if constant.all():
+    std = math.sqrt(sum(float(((rows[i : i + 1024] - mean) ** 2).sum()) for i in starts) / rows.size)
+    if std <= 1e-6 * np.abs(mean).max():
         raise ValueError(f"every column has one value in all {len(rows)} rows: there is nothing to learn from.")
-    return tuple(mean.tolist()), tuple(np.where(constant, 1.0, std).tolist())
+    return tuple(mean.tolist()), (std,) * len(mean)
 
 # %% ../nbs/53_training.ipynb #b9afa86e
 class Pixels:
