@@ -21,7 +21,7 @@ import psutil
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'ImageSet', 'read_files', 'from_folder', 'Part', 'check_images']
+__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'from_folder', 'Part', 'check_images']
 
 # %% ../nbs/51_images.ipynb #2b946883
 def _check_fields(data: ImageSet) -> None:
@@ -117,7 +117,7 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 # %% ../nbs/51_images.ipynb #a6d400fe
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def unreadable(path: Path, error: Exception) -> ValueError:
     "The one sentence for a file that Pillow cannot read."
     reason = str(error).replace(str(path), "the file").rstrip(".") or type(error).__name__
     return ValueError(f"{path} cannot be read as an image ({reason}); replace or remove it.")
@@ -152,7 +152,7 @@ def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image), note
     except Exception as error:   # a damaged file can raise nearly anything inside a decoder
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 # %% ../nbs/51_images.ipynb #57d75a20
 def _read_block(files: Sequence[Path], mode: str, size: tuple[int, int], model: Path | None,
@@ -238,6 +238,16 @@ def _image_files(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
     below = [file for path, known in _folders(folder, walked) for file in _image_files(path, known)]
     return sorted(_pictures(folder) + below)
 
+
+def list_files(folder: Path) -> tuple[list[Path], int]:
+    "Image files in `folder` and its sub-folders, sorted by path, and how many other visible files there are."
+    def others(folder: Path, walked: tuple[Path, ...]) -> int:
+        here = sum(not p.is_dir() for p in _visible(folder)) - len(_pictures(folder))
+        return here + sum(others(path, known) for path, known in _folders(folder, walked))
+
+    walked = (folder.resolve(),)
+    return _image_files(folder, walked), others(folder, walked)
+
 # %% ../nbs/51_images.ipynb #21e47e56
 def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     "Files, labels and class names of a folder of images or of class sub-folders."
@@ -256,16 +266,21 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     return files, [i for i, found in enumerate(below.values()) for _ in found], tuple(below)
 
 # %% ../nbs/51_images.ipynb #48f5a3fe
+def holds_grey(image: Image.Image) -> bool:
+    "Whether an opened file holds grey values only, judged by its mode (and palette)."
+    if image.mode in ("P", "PA"):
+        colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+        return bool((colours == colours[:, :1]).all())
+    return image.mode in ("1", "L", "LA", "La", *_DEEP)
+
+
 def _is_grey(path: Path) -> bool:
     "Whether the file holds grey values only, judged by its header (and palette)."
     try:
         with Image.open(path) as image:
-            if image.mode in ("P", "PA"):
-                colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
-                return bool((colours == colours[:, :1]).all())
-            return image.mode in ("1", "L", "LA", "La", *_DEEP)
+            return holds_grey(image)
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 # %% ../nbs/51_images.ipynb #e8f7ee0b
 def _height_width(size: object) -> tuple[int, int] | None:
