@@ -171,7 +171,7 @@ def plan(folder: str | os.PathLike, size: int | tuple[int, int] | None = None, m
     decided = Plan(found, size, _mode(found, mode), why)
     return Plan(found, decided.size, decided.mode, why, _cache(decided.nbytes, cache))
 
-# %% ../nbs/40_folders.ipynb #a86f8c58
+# %% ../nbs/40_folders.ipynb #edf50388
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     "(height, width) of at least 8 pixels; ValueError for anything else."
     pair = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
@@ -191,7 +191,7 @@ def _as_fitted(found: Scan, shape: tuple[int, ...], mode: str | None) -> tuple[t
                          f"{shown(found.folder)} are in colour ({shown(coloured[0].name)} is the first): convert "
                          "them, or say that they may be made grey (mode='L', --grey)")
     if fitted == "RGB" and mode == "L":
-        raise ValueError("the detector was fitted on RGB pictures and cannot score grey ones: leave out mode='L' (--grey)")
+        raise ValueError("the detector was fitted on RGB pictures and scores no grey ones: leave out mode='L' (--grey)")
     return shape[1:], fitted, "the size of the fit"
 
 # %% ../nbs/40_folders.ipynb #91298dae

@@ -131,6 +131,10 @@ class Neighbours(Confidence):
         rows = self.classifier_.features(pixels).astype(np.float64)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
+    def remember(self, X) -> None:
+        "More normal images for the search: no distance grows, so no score falls (from k images on)."
+        self._index(np.concatenate([self.bank_, self._rows(self._pixels(X, device_of(self.classifier_.net_)))]))
+
     def _tensors(self):
         return {"bank": torch.from_numpy(self.bank_)}
 

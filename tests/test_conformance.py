@@ -52,7 +52,7 @@ def test_planted_faults_are_caught_without_asserts():
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     code += """
 wrong = {k: v for k, v in expected.items() if k not in table or names[table[k][0]] != v}
-if __debug__ or wrong or set(table) != set(expected) or len(table) < 27:
+if __debug__ or wrong or set(table) != set(expected) or len(table) < 33:
     raise SystemExit(f"{__debug__=}, not caught as expected: {wrong}")
 """
     assert "RoundsOnLoad" in finished(started(code, "-O"))
