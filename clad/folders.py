@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .images import SUFFIXES, holds_grey, list_files, read_files, unreadable
 
 # %% auto #0
-__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'plan', 'Pictures', 'read_pictures', 'carry_out']
+__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'Pictures', 'read_pictures', 'carry_out']
 
 # %% ../nbs/40_folders.ipynb #82c1d8ff
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def ruled_size(sizes: Iterable[tuple[int, int]], longest: int = 64) -> tuple[int
     factor = min(1.0, longest / max(height, width))
     return max(8, round(factor * height)), max(8, round(factor * width))
 
-# %% ../nbs/40_folders.ipynb #0a9cf3da
+# %% ../nbs/40_folders.ipynb #50a69540
 @dataclass(frozen=True)
 class Plan:
     """What will become of a folder: size (height, width), mode "L" or "RGB", whether the size was asked for, the memory
@@ -119,16 +119,18 @@ class Plan:
     def __str__(self) -> str:
         kinds = Counter(self.scan.sizes).most_common()
         found = ", ".join(f"{n:,} of {h}x{w}" for (h, w), n in kinds[:3]) + (", ..." if len(kinds) > 3 else "")
+        found = f"all {kinds[0][0][0]}x{kinds[0][0][1]}" if len(kinds) == 1 else found
         kept = kinds == [(self.size, len(self.scan.files))]
         done = "kept" if kept else f"resized to {self.size[0]}x{self.size[1]} ({self.why})"
         place = f"streamed through a file in {shown(self.cache)}" if self.cache else "in memory"
         return (f"{len(self.scan.files):,} pictures in {shown(self.scan.folder)}, {found} pixels, {done}, "
-                f"{'grey' if self.mode == 'L' else 'RGB'}: {_amount(self.nbytes)} {place}")
+                f"{'grey' if self.mode == 'L' else 'RGB'}: {amount(self.nbytes)} {place}")
 
-# %% ../nbs/40_folders.ipynb #a9ca0a1e
-def _amount(n: int) -> str:
+# %% ../nbs/40_folders.ipynb #966237a1
+def amount(n: int) -> str:
     "Bytes in words."
-    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"
+    return next(f"{n / unit:,.1f} {word}" for unit, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1, "bytes"))
+                if n >= unit or unit == 1)
 
 
 def _mode(found: Scan, mode: str | None) -> str:
@@ -145,12 +147,12 @@ def _cache(nbytes: int, cache: str | os.PathLike | None) -> Path | None:
         cache = Path(user_cache_dir("clad")) / "pictures" if nbytes > free / 4 else None
     if cache is None:
         if nbytes > free:
-            raise ValueError(f"the pictures take {_amount(nbytes)} and {_amount(free)} of memory are free: choose a "
+            raise ValueError(f"the pictures take {amount(nbytes)} and {amount(free)} of memory are free: choose a "
                              "smaller size, or a folder to stream them through (cache)")
         return None
     Path(cache).mkdir(parents=True, exist_ok=True)
     if nbytes > (room := shutil.disk_usage(cache).free):
-        raise OSError(f"the pictures take {_amount(nbytes)} and {shown(cache)} has room for {_amount(room)}: choose a "
+        raise OSError(f"the pictures take {amount(nbytes)} and {shown(cache)} has room for {amount(room)}: choose a "
                       "smaller size, or another folder to stream them through (cache)")
     return Path(cache)
 

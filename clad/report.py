@@ -130,7 +130,7 @@ _PAGE = """<!doctype html>
 @sheets@<script>@script@</script></body></html>
 """
 
-# %% ../nbs/44_report.ipynb #071a370d
+# %% ../nbs/44_report.ipynb #dcbb3b82
 _STYLE = """
 :root { --ground: #fff; --ink: #1c1e21; --quiet: #5a6270; --line: #d9dde3; --card: #f4f6f8;
  --blue: #1f77b4; --red: #c62828 }
@@ -164,10 +164,10 @@ dialog { background: var(--ground); color: inherit; border: 1px solid var(--line
 dl { display: grid; grid-template-columns: auto 1fr; gap: .2rem .8rem; margin: .6rem 0 0 }
 dt { color: var(--quiet) } dd { margin: 0 } dialog::backdrop { background: #0009 } details { margin-top: 1.5rem }
 @media (max-width: 520px) { body { padding: 0 .7rem 2rem } th, td { padding: .25rem .3rem }
- td.name { min-width: 6rem } }
+ td.name { min-width: 6rem } th:nth-child(3), td:nth-child(3) { display: none } }
 """
 
-# %% ../nbs/44_report.ipynb #8aa39a48
+# %% ../nbs/44_report.ipynb #0e9c70bd
 _SCRIPT_PICTURES = r"""
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent), n = D.file.length, urls = [];
 const few = x => Number(x.toPrecision(3)).toLocaleString("en", {maximumSignificantDigits: 3});
@@ -175,6 +175,8 @@ const percent = x => few(100 * x) + " %", make = (tag, cls, text) => {
   const e = document.createElement(tag); if (cls) e.className = cls; if (text !== undefined) e.textContent = text;
   return e; };
 const S = {alpha: D.alpha, key: "p", down: false, shown: 60};
+const scores = [...D.score].sort((a, b) => a - b), spread = scores[n - 1] - scores[0];
+const digits = spread > 0 ? Math.min(12, Math.max(0, Math.ceil(3 - Math.log10(spread)))) : 2;
 const isFlagged = i => D.p[i] <= S.alpha + 1e-12;
 function sheet(k) {
   if (!urls[k]) {
@@ -199,16 +201,16 @@ function thumb(i, longest) {
 }
 """
 
-# %% ../nbs/44_report.ipynb #267196a8
+# %% ../nbs/44_report.ipynb #3e302fb4
 _SCRIPT_THRESHOLD = r"""
 function zoom(i) {
-  const facts = {file: D.file[i], score: few(D.score[i]), "p-value": few(D.p[i]), "hidden class": D.cls[i] ?? "\u2013",
-    verdict: isFlagged(i) ? "flagged" : "normal"};
+  const facts = {file: D.file[i], score: D.score[i].toFixed(digits), "p-value": few(D.p[i]),
+    "hidden class": D.cls[i] ?? "\u2013", verdict: isFlagged(i) ? "flagged" : "normal"};
   $("zoom").replaceChildren(thumb(i, Math.min(288, innerWidth - 90)));
   $("facts").replaceChildren(...Object.entries(facts).flatMap(([k, v]) => [make("dt", "", k), make("dd", "", v)]));
   if (!$("card").open) $("card").showModal();
 }
-const low = Math.min(...D.score), high = Math.max(...D.score), bins = 48, heights = Array(bins).fill(0), least = [];
+const low = scores[0], high = scores[n - 1], bins = 48, heights = Array(bins).fill(0), least = [];
 const bin = x => high > low ? Math.min(bins - 1, Math.floor(bins * (x - low) / (high - low))) : 0;
 for (let i = 0; i < n; i++) { const b = bin(D.score[i]); heights[b]++; least[b] = Math.min(least[b] ?? 1, D.p[i]); }
 for (const height of heights) { const bar = make("i");
@@ -229,7 +231,7 @@ $("alpha").min = Math.log10(D.lowest); $("alpha").max = Math.log10(0.5); $("alph
 $("alpha").oninput = () => { S.alpha = Math.max(D.lowest, 10 ** $("alpha").value); threshold(); table(); };
 """
 
-# %% ../nbs/44_report.ipynb #088e572b
+# %% ../nbs/44_report.ipynb #edf2e456
 _SCRIPT_TABLE = r"""
 function chosen() {
   const cls = $("class").value, most = $("most").value === "" ? 2 : +$("most").value, only = $("only").checked;
@@ -243,7 +245,7 @@ function chosen() {
 function table() {
   const index = chosen(), part = index.slice(0, S.shown);
   $("rows").replaceChildren(...part.map(i => { const row = make("tr"), first = make("td"); first.append(thumb(i, 44));
-    row.append(first, make("td", "name", D.file[i]), make("td", "num", few(D.score[i])),
+    row.append(first, make("td", "name", D.file[i]), make("td", "num", D.score[i].toFixed(digits)),
       make("td", "num", few(D.p[i])), make("td", "num", D.cls[i] ?? "\u2013"),
       make("td", isFlagged(i) ? "bad" : "", isFlagged(i) ? "flagged" : "normal"));
     return row; }));
@@ -283,7 +285,7 @@ def _galleries(table: pd.DataFrame, each: int = 12) -> list:
                       [("most anomalous", ordered[:each].tolist()), ("most normal", ordered[::-1][:each].tolist())]))
     return found
 
-# %% ../nbs/44_report.ipynb #225c46b4
+# %% ../nbs/44_report.ipynb #b8164f70
 def _data(detector: Detector, table: pd.DataFrame, shape: tuple, shown: np.ndarray, fdr: float | None) -> dict:
     "What the page's program needs, as JSON."
     thumb = np.full(len(table), -1)
@@ -293,7 +295,7 @@ def _data(detector: Detector, table: pd.DataFrame, shape: tuple, shown: np.ndarr
     last = float(table.p_value[table.flagged].max()) if fdr and table.flagged.any() else detector.alpha
     numbers = {"score": table.score, "p": table.p_value}
     return {"file": table.file.tolist(), "cls": [None if pd.isna(c) else int(c) for c in table.hidden_class],
-            **{k: [float(f"{x:.7g}") for x in v] for k, v in numbers.items()}, "thumb": thumb.tolist(), "side": SIDE,
+            **{k: [float(f"{x:.9g}") for x in v] for k, v in numbers.items()}, "thumb": thumb.tolist(), "side": SIDE,
             "height": height, "width": width, "alpha": last, "fdr": fdr, "held": groups, "lowest": 1 / (groups + 1),
             "units": "groups" if groups < len(detector.calibration_scores_) else "pictures",
             "galleries": _galleries(table)}
