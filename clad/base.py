@@ -32,7 +32,7 @@ from clad.conformal import (
     scarce_clusters,
 )
 from .files import read_bundle, write_bundle
-from .images import check_images
+from .images import Part, check_images
 from .settings import is_number, is_whole, named_settings
 from .training import Pixels, Stage, StageStore, Workspace, resolve_device, seeded
 
@@ -348,7 +348,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
             store = StageStore(None if seed is None else getattr(self, "cache_dir", None))
             work = Workspace(device, drawn, store, bool(self.verbose), self.fit_report_, type(self).__name__)
             some = held.any()
-            self._fit(images[~held] if some else images, groups[~held] if some and groups is not None else groups, work)
+            learnt = Part(images, ~held) if some else images
+            self._fit(learnt, groups[~held] if some and groups is not None else groups, work)
         self.image_shape_ = tuple(int(s) for s in images.shape[1:])
         if images.ndim == 2:
             self.n_features_in_ = images.shape[1]
