@@ -254,7 +254,7 @@ def _draw(words: argparse.Namespace, pages: list[tuple[str, str, dict[str, Any]]
 def _figures(words: argparse.Namespace) -> None:
     "Write tables and figures from all records, and print what was written."
     from clad.files import check_folder
-    from clad.reports import write_reports
+    from clad.pictures import write_reports
 
     check_folder(words.figures, "tables and figures (--figures)")
     if not words.results or not Path(words.results).is_dir():
