@@ -9,11 +9,9 @@ __all__ = ['STYLES', 'plot_comparison', 'plot_scenarios', 'plot_overview', 'plot
 # %% ../nbs/34_pictures.ipynb #34b00003
 import functools
 import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -133,7 +131,7 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
                         fontsize=7, va="center")
         _frame_panel(ax, scenario, methods)
     shown = pd.concat([frame.auroc, frame.published]).dropna().astype(float)
-    axes[0].set(xlim=(min(shown.min() - 3, 48), 101), ylim=(len(methods) - 0.4, -0.6))
+    axes[0].set(xlim=(shown.min() - 3, 101), ylim=(len(methods) - 0.4, -0.6))
     figure.supxlabel("AUROC in %, unfolded", fontsize=9)
     hollow = ", hollow: published" if frame.published.notna().any() else ""
     figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours and the 95 % interval "
@@ -409,7 +407,7 @@ def _write_overview(records: pd.DataFrame, figures: Path, pairs: pd.DataFrame) -
     before = f"{run} of {len(points)} points run.\n\n{to_markdown(figure3_ranges(points))}\n## Every point\n"
     paths = [*write_table(points, "figure3", figures, "Figure 3: AUROC of CLAD in %, unfolded", before),
              _save(figures / "figure3.png", (7.5, 5), lambda figure: _draw_figure3(figure, points, records))]
-    frame = pd.concat([comparison(records, name) for name in ("table1", "table2")])
+    frame = pd.concat([comparison(records, name) for name in ("table1", "table2")], ignore_index=True)
     matrix = scenario_matrix(frame)
     if len(matrix) and matrix.shape[1] > 1:
         absent = [method for method in METHODS if method not in matrix]

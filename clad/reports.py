@@ -25,7 +25,7 @@ from scipy.stats import t as student
 from .data import DATASETS
 from .files import write_atomically
 from .metrics import delong_test, holm
-from .runs import METHODS, REVISION, read_record, read_records, read_truth, truth_path
+from .runs import METHODS, REVISION, read_record, read_truth, truth_path
 from .scenarios import SCENARIOS
 
 # %% ../nbs/32_reports.ipynb #e8b1b7f2
