@@ -114,7 +114,7 @@ def _mix_classes(clad: pd.DataFrame, results: str | Path) -> pd.DataFrame:
     "AUROC of each digit against the other side on MIX, mean over the records of CLAD."
     paths = clad[(clad.dataset == "mnist") & (clad.scenario == "MIX")].path
     rows = [{"class": name, **entry} for path in paths
-            for name, entry in read_record(Path(results) / path)["outcome"]["per_class"].items()]
+            for name, entry in read_record(Path(results) / path)["outcome"].get("per_class", {}).items()]
     if not rows:
         return _nothing()
     mean = pd.DataFrame(rows).groupby(["class", "is_anomaly"], as_index=False).auroc.mean()
@@ -578,7 +578,8 @@ def _entry(number: int, judged: Judged) -> str:
                           "numbers (AUROC in %)": c.numbers} for c in judged.checks])
     own = {True: "the rule holds", False: "the rule does not hold", None: "the numbers are not printed"}[judged.own]
     return (f"### {number}. {claim.key}: {judged.verdict}\n\n> {claim.quote}\n\n({claim.where}.) "
-            f"**Rule:** {claim.rule} By the paper's own numbers {own}. Setting `{judged.settings}`.\n\n{to_markdown(rows)}\n"
+            f"**Rule:** {claim.rule} By the paper's own numbers {own}. Setting `{judged.settings}`.\n\n"
+            f"{to_markdown(rows)}\n"
             f"Evidence: {claim.more}.\n\n")
 
 # %% ../nbs/33_claims.ipynb #33a00033
@@ -593,9 +594,12 @@ def findings(results: str | Path = "figures/results", ablation: str | Path = "fi
 def write_findings(results: str | Path = "figures/results", figures: str | Path = "figures") -> list[Path]:
     """Write `findings.md` and `findings.csv`: at a glance, the claims, and every value below the published one.
 
-    The rows of chapter 15 are those of `figures/ablation.csv`, where they are. The same records give the same bytes.
+    Nothing is written where no published scenario is recorded. The rows of chapter 15 are those of
+    `figures/ablation.csv`, where they are. The same records give the same bytes.
     """
     records, figures = read_records(results), Path(figures)
+    if not len(current(records[(records.dataset != "digits") & (records.settings != "smoke")])):
+        return []
     judged = findings(results, figures / "ablation.csv")
     kinds = pd.Series([j.kind for j in judged]).value_counts(sort=False)
     spent, low = effort(records, results), suspects(records, results)

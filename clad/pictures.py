@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'plot_comparison', 'plot_scenarios', 'plot_overview', 'plot_seconds', 'plot_figure3', 'plot_ranks',
-           'plot_clusters', 'plot_scores', 'plot_gallery', 'errors_by_class', 'plot_extremes', 'write_reports']
+           'plot_clusters', 'plot_scores', 'plot_gallery', 'errors_by_class', 'plot_extremes', 'write_reports',
+           'write_tables', 'write_figure3']
 
 # %% ../nbs/34_pictures.ipynb #34b00003
 import functools
@@ -22,6 +23,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_curve
 
+from .claims import write_findings
 from .data import DATASETS
 from .files import write_atomically
 from .metrics import delong, delong_interval, paired_scenarios, rank_groups
@@ -355,30 +357,55 @@ def plot_extremes(split: Split, anomaly_score: np.ndarray, title: str, n: int = 
 
 # %% ../nbs/34_pictures.ipynb #23241400
 def write_reports(results: str | Path = "figures/results", figures: str | Path = "figures") -> list[Path]:
-    """Write the tables and figures of all current records below `results`; returns the paths written.
+    """Write tables, figures and findings of all current records below `results`; returns the paths written.
 
-    `table1` ... `table4` and `digits` (.md, .csv), where there is a record of theirs, and a picture for each data set
-    (`mnist.png`, `mnist-one-class.png`, ...); `table5` (.md, .csv); `figure3` and `ranks` (.md, .csv, .png); `pairs`
-    (.md, .csv); `overview.png`, `clusters.png` and `seconds.png`: of the published scenarios with the setting `short`.
+    What `write_tables` and `write_figure3` write, and `findings` (.md, .csv) where a published scenario is recorded.
     The same records give the same bytes. Nothing is written where there are no records.
     """
-    records, paths = current(read_records(results)), []
+    return [*write_tables(results, figures), *write_figure3(results, figures), *write_findings(results, figures)]
+
+
+def _recorded(results: str | Path) -> pd.DataFrame:
+    "The current records, with how far each was from the paper's scale."
+    return with_scale(current(read_records(results)), results)
+
+
+def _short(records: pd.DataFrame) -> pd.DataFrame:
+    "Records of published data sets with the setting `short`."
+    return records[(records.dataset != "digits") & (records.settings == "short")]
+
+
+def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
+    """Write `table1` ... `table4` and `digits` (.md, .csv), where there is a record of theirs, and a picture for each
+    data set (`mnist.png`, `mnist-one-class.png`, ...); `table5`; and what spans the tables: `ranks` (.md, .csv, .png),
+    `pairs` (.md, .csv), `overview.png`, `clusters.png` and `seconds.png`. Returns the paths."""
+    records, paths = _recorded(results), []
     if not len(records):
         return paths
-    records = with_scale(records, results)
     for name in (*published().table.unique(), "digits"):
         frame = comparison(records[records.dataset == "digits"]) if name == "digits" else comparison(records, name)
         if frame.seeds.any():
             paths += _write_cells(frame, name, Path(figures))
     paths += write_table(table5(), "table5", figures, "Table 5: the scenarios and their normal classes")
-    real = records[records.dataset != "digits"]
-    short = real[real.settings == "short"]
+    real, short = records[records.dataset != "digits"], _short(records)
     if len(short):
         paths += _write_overview(short, Path(figures), paired_images(real, results))
     if "clusters.nmi" in real and len(real[real.settings != "smoke"].dropna(subset=["clusters.nmi"])):
         paths.append(_save(Path(figures) / "clusters.png", (7, 4.2), lambda figure: plot_clusters(
             real, figure.subplots())))
     return paths
+
+# %% ../nbs/34_pictures.ipynb #23241401
+def write_figure3(results: str | Path, figures: str | Path) -> list[Path]:
+    "Write `figure3` (.md, .csv, .png) where a published scenario is recorded with `short`; returns the paths."
+    records = _short(_recorded(results))
+    if not len(records):
+        return []
+    points = figure3(records)
+    run = int((points.seeds > 0).sum())
+    before = f"{run} of {len(points)} points run.\n\n{to_markdown(figure3_ranges(points))}\n## Every point\n"
+    return [*write_table(points, "figure3", figures, "Figure 3: AUROC of CLAD in %, unfolded", before),
+            _save(Path(figures) / "figure3.png", (7.5, 5), lambda figure: _draw_figure3(figure, points, records))]
 
 
 def _write_cells(frame: pd.DataFrame, name: str, figures: Path) -> list[Path]:
@@ -401,12 +428,8 @@ def _write_cells(frame: pd.DataFrame, name: str, figures: Path) -> list[Path]:
 
 # %% ../nbs/34_pictures.ipynb #7c6d1987
 def _write_overview(records: pd.DataFrame, figures: Path, pairs: pd.DataFrame) -> list[Path]:
-    "What spans the tables: Figure 3, the methods over all scenarios, and where the time went."
-    points = figure3(records)
-    run = int((points.seeds > 0).sum())
-    before = f"{run} of {len(points)} points run.\n\n{to_markdown(figure3_ranges(points))}\n## Every point\n"
-    paths = [*write_table(points, "figure3", figures, "Figure 3: AUROC of CLAD in %, unfolded", before),
-             _save(figures / "figure3.png", (7.5, 5), lambda figure: _draw_figure3(figure, points, records))]
+    "What spans the tables: the methods within and over all scenarios, and where the time went."
+    paths = []
     frame = pd.concat([comparison(records, name) for name in ("table1", "table2")], ignore_index=True)
     matrix = scenario_matrix(frame)
     if len(matrix) and matrix.shape[1] > 1:

@@ -135,6 +135,8 @@ def with_scale(records: pd.DataFrame, results: str | Path) -> pd.DataFrame:
 COLUMNS = ("dataset", "scenario", "method", "settings", "seeds", "auroc", "sd", "se", "base", "published",
            "difference", "interval", "verdict", "figure3_d100", "figure3_d10", "figure3_verdict", "epochs", "seen",
            "note")
+_USED = ("dataset", "scenario", "method", "settings", "seed", "auroc", "auroc_se", "side.base.auroc", "epochs", "seen",
+         "parameters.n_clusters", "parameters.hidden_dim")
 
 
 def comparison(records: pd.DataFrame, table: str | None = None, methods: Sequence[str] | None = None) -> pd.DataFrame:
@@ -148,10 +150,11 @@ def comparison(records: pd.DataFrame, table: str | None = None, methods: Sequenc
     """
     methods = tuple(METHODS) if methods is None else tuple(methods)
     plain = current(records[records.overrides == "{}"])
-    rows = []
+    used = [name for name in plain if name in _USED]
+    own, rows = dict(iter(plain[used].groupby(["dataset", "scenario", "method"]))), []
     for dataset, scenario in _cells(plain, table):
         for method in methods:
-            runs = plain[(plain.dataset == dataset) & (plain.scenario == scenario) & (plain.method == method)]
+            runs = own.get((dataset, scenario, method), plain[used][:0])
             settings = [name for name in ("paper", "released", "short", "smoke") if name in set(runs.settings)]
             for name in settings or ([None] if table else []):
                 rows.append(_row(dataset, scenario, method, name, runs[runs.settings == name]))
@@ -172,9 +175,13 @@ def _cells(records: pd.DataFrame, table: str | None) -> list[tuple[str, str]]:
 
 def _cell(dataset: str, scenario: str, method: str) -> tuple[float, str]:
     "Published AUROC (in %; NaN where there is none) and its note."
+    return _published_cells().get((dataset, scenario, method), (math.nan, ""))
+
+
+@functools.cache
+def _published_cells() -> dict[tuple[str, str, str], tuple[float, str]]:
     known = _packaged("published.csv")
-    found = known[(known.dataset == dataset) & (known.scenario == scenario) & (known.method == method)]
-    return (float(found.auroc.iloc[0]), found.note.iloc[0]) if len(found) else (math.nan, "")
+    return {(row.dataset, row.scenario, row.method): (float(row.auroc), row.note) for row in known.itertuples()}
 
 # %% ../nbs/32_reports.ipynb #fcf95484
 def _row(dataset: str, scenario: str, method: str, settings: str | None, runs: pd.DataFrame) -> dict[str, Any]:
