@@ -583,9 +583,9 @@ def _entry(number: int, judged: Judged) -> str:
             f"Evidence: {claim.more}.\n\n")
 
 # %% ../nbs/33_claims.ipynb #33a00033
-def findings(results: str | Path = "figures/results", ablation: str | Path = "figures/ablation.csv") -> list[Judged]:
-    "All claims judged by the records below `results` (and the rows of chapter 15)."
-    records, labels = read_records(results), read_rows(ablation)
+def findings(results: str | Path = "figures/results") -> list[Judged]:
+    "All claims judged by the records below `results`, and the rows of chapter 15 in `ablation.csv` beside that folder."
+    records, labels = read_records(results), read_rows(Path(results).parent / "ablation.csv")
     evidence = {s: gather(records, results, s, labels if s == "short" else None)
                 for s in ("short", "paper", "released")}
     return [judge(claim, evidence, printed(evidence["short"].spread)) for claim in CLAIMS]
@@ -594,13 +594,12 @@ def findings(results: str | Path = "figures/results", ablation: str | Path = "fi
 def write_findings(results: str | Path = "figures/results", figures: str | Path = "figures") -> list[Path]:
     """Write `findings.md` and `findings.csv`: at a glance, the claims, and every value below the published one.
 
-    Nothing is written where no published scenario is recorded. The rows of chapter 15 are those of
-    `figures/ablation.csv`, where they are. The same records give the same bytes.
+    Nothing is written where no published scenario is recorded. The same records give the same bytes.
     """
     records, figures = read_records(results), Path(figures)
     if not len(current(records[(records.dataset != "digits") & (records.settings != "smoke")])):
         return []
-    judged = findings(results, figures / "ablation.csv")
+    judged = findings(results)
     kinds = pd.Series([j.kind for j in judged]).value_counts(sort=False)
     spent, low = effort(records, results), suspects(records, results)
     table = pd.DataFrame([{"claim": f"{n}. {j.claim.key}", "verdict": j.verdict, "setting": j.settings,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'plot_comparison', 'plot_scenarios', 'plot_overview', 'plot_seconds', 'plot_figure3', 'plot_ranks',
-           'plot_clusters', 'plot_scores', 'plot_gallery', 'errors_by_class', 'plot_extremes', 'write_reports',
-           'write_tables', 'write_figure3']
+           'plot_clusters', 'explained', 'plot_followed', 'plot_scores', 'plot_gallery', 'errors_by_class',
+           'plot_extremes', 'write_reports', 'write_tables', 'write_figure3']
 
 # %% ../nbs/34_pictures.ipynb #34b00003
 import functools
@@ -298,6 +298,24 @@ def _name_points(ax: Axes, points: pd.DataFrame) -> None:
                 break
         taken += [box, np.array([x - 3, y - 3, x + 3, y + 3])]
         ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7)
+
+# %% ../nbs/34_pictures.ipynb #34c00002
+def explained(values: np.ndarray, labels: np.ndarray) -> float:
+    "Share of the variance of numbers, float [N] or [N,C], that lies between the groups of `labels` [N], in [0, 1]."
+    values = np.asarray(values, dtype=np.float64).reshape(len(labels), -1)
+    whole = ((values - values.mean(0)) ** 2).sum()
+    within = sum(((own - own.mean(0)) ** 2).sum() for own in (values[labels == k] for k in np.unique(labels)))
+    return float(1 - within / whole)
+
+
+def plot_followed(followed: pd.DataFrame, ax: Axes) -> None:
+    "Draw the columns `explained` of a table with `scenario` and `feature`: a group of bars for each scenario."
+    table = followed.pivot(index="scenario", columns="feature", values="explained")
+    table = 100 * table[list(dict.fromkeys(followed.feature))].loc[list(dict.fromkeys(followed.scenario))]
+    colours = ["#6a1b9a", "#bdbdbd", "#969696", "#636363", "#4ba3d9", "#55a868"]
+    table.plot.bar(ax=ax, color=colours[: table.shape[1]], width=0.8, rot=0)
+    ax.set(xlabel="", ylabel="explained by the clusters, %")
+    ax.legend(frameon=False, fontsize=7, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 # %% ../nbs/34_pictures.ipynb #839fa537
 def plot_scores(is_anomaly: np.ndarray, ranks: np.ndarray, axes: Sequence[Axes]) -> None:
