@@ -69,7 +69,8 @@ reproduce-all: $(STAMP)
 	@$(BIN)/clad reproduce --all $(HOW) $(PLACES)
 
 figures: $(STAMP)
-	@$(BIN)/clad figures $(call flag,results,$(RESULTS))
+	@$(BIN)/clad figures $(call flag,results,$(RESULTS)) --runs=figures/runs
+	@$(BIN)/python tools/drawn.py
 
 # tools/alive.py passes a command's output on, and says every few seconds that it goes on
 test: $(STAMP)

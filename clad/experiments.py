@@ -56,11 +56,11 @@ def _carry_out(one: Run, train: ImageSet, test: ImageSet, fingerprints: Mapping[
                **options: Any) -> dict[str, Any]:
     "Fit, score, evaluate and write the record of a run; returns the record. `options` are those of `build`."
     resettable = reset_peak()
-    detector = build(one, **options)
-    outcome, score, seconds = measure(detector, get_scenario(one.dataset, one.scenario).split(train, test))
+    detector, split = build(one, **options), get_scenario(one.dataset, one.scenario).split(train, test)
+    outcome, score, seconds = measure(detector, split)
     origin = provenance(detector, seconds, fingerprints, peak_memory() if resettable else None)
     record = {"identity": one.identity(), "outcome": outcome, "provenance": origin}
-    write_record(record, score, one.path(results))
+    write_record(record, score, one.path(results), split.is_anomaly)
     return record
 
 # %% ../nbs/31_experiments.ipynb #7406ca39

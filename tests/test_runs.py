@@ -29,8 +29,8 @@ def run(results, scenario="CUR", **arguments):
 
 
 def visible(folder) -> list[str]:
-    "Files below a folder that are not hidden."
-    found = [path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file()]
+    "Files below a folder that are not hidden, without those that say which test images are anomalies."
+    found = [path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file() and path.stem != "truth"]
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
 
@@ -249,3 +249,12 @@ def test_the_records_of_this_repository_are_read():
     for row in records.itertuples():
         one = Run(row.dataset, row.scenario, row.method, row.settings, row.seed, json.loads(row.overrides))
         assert one.path("").as_posix() == row.path, "this record would not be found again"
+
+
+def test_the_ranks_of_this_repository_give_their_auroc():
+    results = ROOT / "figures" / "results"
+    if not results.is_dir():
+        pytest.skip("needs a checkout")
+    for path in runs.read_records(results).path:
+        truth, ranks = runs.read_truth(results / path)
+        assert 0 < truth.sum() < len(ranks)
