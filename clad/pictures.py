@@ -105,6 +105,18 @@ def _name_rows(ax: Axes, frame: pd.DataFrame, where: list[tuple[str, str]], plac
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(place.max() + 1.1 if len(place) else 1, -1.1)
 
+# %% ../nbs/34_pictures.ipynb #34f00001
+def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
+    "Name a panel and its lines."
+    ax.set_title(scenario, fontsize=9, loc="left")
+    ax.set_yticks(range(len(methods)), methods, fontsize=8)
+    for label, method in zip(ax.get_yticklabels(), methods):
+        label.set_color(STYLES[method][0])
+    ax.tick_params(axis="x", labelsize=8)
+    ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
+    ax.grid(axis="y", color="0.92", zorder=0)
+    ax.spines[["top", "right"]].set_visible(False)
+
 # %% ../nbs/34_pictures.ipynb #32a00002
 def _across(frame: pd.DataFrame) -> int:
     "Panels side by side: as few rows as there can be with five in each, and these as even as possible."
@@ -138,18 +150,6 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     hollow = ", hollow: published" if frame.published.notna().any() else ""
     figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours and the 95 % interval "
                     f"(none: one seed){hollow}", fontsize=9)
-
-
-def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
-    "Name a panel and its lines."
-    ax.set_title(scenario, fontsize=9, loc="left")
-    ax.set_yticks(range(len(methods)), methods, fontsize=8)
-    for label, method in zip(ax.get_yticklabels(), methods):
-        label.set_color(STYLES[method][0])
-    ax.tick_params(axis="x", labelsize=8)
-    ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
-    ax.grid(axis="y", color="0.92", zorder=0)
-    ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/34_pictures.ipynb #32a00006
 def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") -> None:
@@ -249,6 +249,26 @@ def plot_ranks(ranks: pd.Series, groups: Sequence[Sequence[str]], ax: Axes, titl
     ax.set_title(title, fontsize=8)
     ax.axis("off")
 
+# %% ../nbs/34_pictures.ipynb #34f00002
+def _spearman(records: pd.DataFrame) -> float:
+    "Rank correlation of the NMI of clusters with the AUROC."
+    return float(spearmanr(records["clusters.nmi"], records.auroc).statistic)
+
+
+def _name_points(ax: Axes, points: pd.DataFrame) -> None:
+    "Write the index of `points` (x, y) beside each, up or down until it is clear of the names before it."
+    ax.figure.canvas.draw()    # places are known after that
+    taken: list[np.ndarray] = []
+    for name, point in points.iterrows():
+        x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72    # in the points of a font
+        width = 4.6 * len(name)
+        for dx, dy in [(6, -2.5), (-6 - width, -2.5), *((s, v) for v in (7, -12, 14, -19) for s in (6, -6 - width))]:
+            box = np.array([x + dx, y + dy, x + dx + width, y + dy + 7])
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                break
+        taken += [box, np.array([x - 3, y - 3, x + 3, y + 3])]
+        ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7)
+
 # %% ../nbs/34_pictures.ipynb #58553b76
 _HUES = dict(zip(DATASETS, ("#8c8c8c", "#6a1b9a", "#f28e2b", "#55a868", "#4ba3d9")))
 
@@ -278,26 +298,6 @@ def plot_clusters(records: pd.DataFrame, ax: Axes) -> None:
     rho = f", Spearman {_spearman(own):.2f}" if own["clusters.nmi"].nunique() > 2 else ""
     ax.set_title(f"{len(own)} records{rho}; filled: short, diamond: other settings, hollow: sweeps", fontsize=8)
     ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-
-
-def _spearman(records: pd.DataFrame) -> float:
-    "Rank correlation of the NMI of clusters with the AUROC."
-    return float(spearmanr(records["clusters.nmi"], records.auroc).statistic)
-
-
-def _name_points(ax: Axes, points: pd.DataFrame) -> None:
-    "Write the index of `points` (x, y) beside each, up or down until it is clear of the names before it."
-    ax.figure.canvas.draw()    # places are known after that
-    taken: list[np.ndarray] = []
-    for name, point in points.iterrows():
-        x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72    # in the points of a font
-        width = 4.6 * len(name)
-        for dx, dy in [(6, -2.5), (-6 - width, -2.5), *((s, v) for v in (7, -12, 14, -19) for s in (6, -6 - width))]:
-            box = np.array([x + dx, y + dy, x + dx + width, y + dy + 7])
-            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-                break
-        taken += [box, np.array([x - 3, y - 3, x + 3, y + 3])]
-        ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7)
 
 # %% ../nbs/34_pictures.ipynb #34c00002
 def explained(values: np.ndarray, labels: np.ndarray) -> float:
