@@ -25,8 +25,14 @@ _HOMES = {
     "data": ("load_dataset",),
     "dec": ("DEC", "GivenLabels", "KMeansLabels", "RandomLabels"),
     "detector": ("CLAD",),
+    "dirty": ("suspects",),
+    "folders": ("read_pictures",),
+    "howmany": ("suggest_n_clusters",),
     "images": ("from_folder",),
+    "monitor": ("DriftMonitor",),
     "odin": ("Energy", "MaxSoftmax", "Neighbours", "ODIN"),
+    "reasons": ("Reasons",),
+    "report": ("score_pictures", "write_report", "write_scores"),
     "scenarios": ("get_scenario",),
     "training": ("Stage",),
 }
@@ -50,11 +56,19 @@ if TYPE_CHECKING:
     from clad.dec import KMeansLabels as KMeansLabels
     from clad.dec import RandomLabels as RandomLabels
     from clad.detector import CLAD as CLAD
+    from clad.dirty import suspects as suspects
+    from clad.folders import read_pictures as read_pictures
+    from clad.howmany import suggest_n_clusters as suggest_n_clusters
     from clad.images import from_folder as from_folder
+    from clad.monitor import DriftMonitor as DriftMonitor
     from clad.odin import ODIN as ODIN
     from clad.odin import Energy as Energy
     from clad.odin import MaxSoftmax as MaxSoftmax
     from clad.odin import Neighbours as Neighbours
+    from clad.reasons import Reasons as Reasons
+    from clad.report import score_pictures as score_pictures
+    from clad.report import write_report as write_report
+    from clad.report import write_scores as write_scores
     from clad.scenarios import get_scenario as get_scenario
     from clad.training import Stage as Stage
 

@@ -6,6 +6,7 @@
 __all__ = ['CHECKS', 'BrokenPromise', 'promise', 'Trial', 'check_detector']
 
 # %% ../nbs/41_conformance.ipynb #c0ac8afb
+import copy
 import os
 import random
 import tempfile
@@ -21,7 +22,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from .base import Detector
-from .conformal import conformal_offset
+from .conformal import conformal_offset, conformal_p_values
 from .data import load_dataset
 from .metrics import auroc
 
@@ -266,6 +267,39 @@ def _check_unready(trial: Trial) -> None:
             continue
         raise BrokenPromise(f"predict worked {when}")
 
+# %% ../nbs/41_conformance.ipynb #656789c6
+def _check_p_values(trial: Trial) -> None:
+    "p-values are those of the held-out images, in (0, 1], never fall when a score rises; predict flags p <= alpha"
+    fitted = trial.fitted
+    p, order = fitted.p_values(trial.images), np.argsort(trial.scores)
+    promise(p.shape == trial.scores.shape and (p > 0).all() and (p <= 1).all(), f"p from {p.min():g} to {p.max():g}")
+    promise((np.diff(p[order]) >= 0).all(), "a more normal image has a smaller p-value")
+    held = fitted.score_samples(trial.images[fitted.held_out_])
+    expected = conformal_p_values(held, fitted.score_samples(trial.images))
+    promise(np.abs(p - expected).max() < 1.5 / (len(held) + 1), "not the share of held-out images at least as strange")
+    promise(np.array_equal(fitted.predict(trial.images) < 0, p <= fitted.alpha + 1e-9), "predict and p_values differ")
+
+
+def _check_update(trial: Trial) -> None:
+    "an update lowers no score, counts each image once (remembered or calibrating), and the file keeps it"
+    old, new = trial.grouped, trial.images[:12][:, :, ::-1]
+    before, n = old.score_samples(trial.images), len(old.calibration_scores_)
+    updated = copy.deepcopy(old).update(new, groups=np.arange(12) // 2)
+    scores, done = updated.score_samples(trial.images), updated.fit_report_["updates"][-1]
+    promise((scores >= before - 1e-3 * np.ptp(trial.scores)).all(), "a score fell")
+    promise(np.array_equal(old.score_samples(trial.images), before), "a copy was updated and the original changed")
+    known = updated.calibration_scores_
+    promise(np.array_equal(known[:n], old.calibration_scores_), "it forgot the calibration before")
+    promise(done["remembered"] + done["calibrated"] == 12 and len(known) == n + done["calibrated"],
+            f"of 12 images {done['remembered']} are remembered and {len(known) - n} calibrate")
+    if not done["remembered"]:
+        promise(trial.alike(known[n:], old.score_samples(new)), "it calibrates by other scores")
+    with tempfile.TemporaryDirectory() as folder:
+        updated.save(Path(folder) / "updated.clad")
+        again = type(old).load(Path(folder) / "updated.clad")
+    promise(np.array_equal(again.score_samples(trial.images), scores), "other scores after loading")
+    promise(again.offset_ == updated.offset_, "another threshold after loading")
+
 # %% ../nbs/41_conformance.ipynb #b3079fdf
 def _check_file(trial: Trial) -> None:
     "a saved detector comes back with the fit's parameters, scores and threshold bit for bit, without pickle"
@@ -288,17 +322,33 @@ def _check_file(trial: Trial) -> None:
         promise(one == two, f"the threshold at alpha={alpha} was {one:.6g} and is {two:.6g} after loading")
     fitted.set_params(alpha=0.1)
 
-
+# %% ../nbs/41_conformance.ipynb #55e9e1bf
 def _check_clusters(trial: Trial) -> None:
-    "a detector with labels_ gives one, int64, for each image that was not held out"
-    if hasattr(trial.fitted, "labels_"):
-        labels, n = trial.fitted.labels_, int((~trial.fitted.held_out_).sum())
+    """a detector with labels_ gives one, int64, for each image that was not held out; where it predicts clusters, the
+    cluster of an image is its own affair, and p-values by cluster are those of the images calibrated there"""
+    fitted, x = trial.fitted, trial.images
+    if hasattr(fitted, "labels_"):
+        labels, n = fitted.labels_, int((~fitted.held_out_).sum())
         promise(labels.shape == (n,) and labels.dtype == np.int64, f"{n} images, labels {labels.dtype} {labels.shape}")
+    if hasattr(fitted, "calibration_clusters_"):
+        own, fewer = fitted.predict_cluster(x), fitted.predict_cluster(x[3:10])
+        promise(own.shape == (len(x),) and own.dtype == np.int64, f"predict_cluster gives {own.dtype} {own.shape}")
+        promise(np.array_equal(fewer, own[3:10]), "the cluster of an image depends on the others in the call")
+        known = fitted.calibration_clusters_
+        promise(np.array_equal(known, own[fitted.held_out_]), "calibration_clusters_ are not of the held-out images")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            p, pool, scarce = fitted.p_values(x, by="cluster"), fitted.p_values(x), fitted.scarce_clusters_
+        for c in np.unique(own):
+            mine = fitted.calibration_scores_[known == c]
+            expected = pool[own == c] if c in scarce else conformal_p_values(mine, fitted.score_samples(x)[own == c])
+            promise(np.allclose(p[own == c], expected), f"p-values of cluster {c} are not of its {len(mine)} images")
 
 # %% ../nbs/41_conformance.ipynb #563899bd
 CHECKS = (_check_parameters, _check_outside, _check_repeat, _check_scores, _check_independence, _check_threads,
           _check_sign, _check_layouts, _check_bad_input, _check_seed, _check_deterministic, _check_learning,
-          _check_unready, _check_refit, _check_threshold, _check_held_out, _check_groups, _check_file, _check_clusters)
+          _check_unready, _check_refit, _check_threshold, _check_p_values, _check_held_out, _check_groups, _check_file,
+          _check_update, _check_clusters)
 
 
 def check_detector(detector: Detector, images: np.ndarray | None = None) -> list[str]:

@@ -28,6 +28,7 @@ class CLAD(Detector):
     image in X[~held_out_]; fit_report_.
     """
 
+    accepts_flat = True
     stages = {"representation": (), "self_labels": ("representation",), "classifier": ("self_labels",),
               "confidence": ("classifier",)}
     n_clusters, hidden_dim = Knob("self_labels"), Knob("representation")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import os
 import sys
@@ -20,7 +21,7 @@ import psutil
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'ImageSet', 'read_files', 'from_folder', 'check_images']
+__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'from_folder', 'Part', 'check_images']
 
 # %% ../nbs/51_images.ipynb #2b946883
 def _check_fields(data: ImageSet) -> None:
@@ -116,9 +117,10 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 # %% ../nbs/51_images.ipynb #a6d400fe
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def unreadable(path: Path, error: Exception) -> ValueError:
     "The one sentence for a file that Pillow cannot read."
-    reason = str(error).replace(str(path), "the file").rstrip(".") or type(error).__name__
+    reason = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
+    reason = reason.rstrip(".") or type(error).__name__
     return ValueError(f"{path} cannot be read as an image ({reason}); replace or remove it.")
 
 # %% ../nbs/51_images.ipynb #99cc9249
@@ -138,30 +140,41 @@ def _note(image: Image.Image) -> str:
 def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
     """One file as uint8 [H, W] or [H, W, 3], and a note on what was lost.
 
-    Resized to `size` (height, width) by bilinear interpolation; None keeps the size of the file.
+    Resized to `size` (height, width) by bilinear interpolation, a JPEG of more than four times that size out of its
+    coarser half, quarter or eighth; None keeps the size of the file.
     """
     try:
         with Image.open(path) as opened:
             note = _note(opened)
+            if size is not None:
+                opened.draft(None, (2 * max(size), 2 * max(size)))
             image = _as_mode(ImageOps.exif_transpose(opened), mode)
         if size is not None and image.size != size[::-1]:
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image), note
     except Exception as error:   # a damaged file can raise nearly anything inside a decoder
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 # %% ../nbs/51_images.ipynb #57d75a20
-def _read_block(files: Sequence[Path], mode: str, size: tuple[int, int], model: Path | None) -> tuple[np.ndarray, list]:
-    "uint8 [n, C, H, W] and the notes of `files`; resized to `size`, or refused where unlike `model`, if there is one."
-    block, notes = np.empty((len(files), 1 if mode == "L" else 3, *size), np.uint8), []
-    for i, file in enumerate(files):
-        image, note = _read_image(file, mode, None if model else size)
+def _read_block(files: Sequence[Path], mode: str, size: tuple[int, int], model: Path | None,
+                skip: bool = False) -> tuple[np.ndarray, list, dict]:
+    """uint8 [n, C, H, W] and the notes of `files`, and the error of each that is skipped; resized to `size`, or refused
+    where unlike `model`, if there is one."""
+    block, notes, errors, n = np.empty((len(files), 1 if mode == "L" else 3, *size), np.uint8), [], {}, 0
+    for file in files:
+        try:
+            image, note = _read_image(file, mode, None if model else size)
+        except ValueError as error:
+            if not skip:
+                raise
+            errors[file] = str(error)
+            continue
         if image.shape[:2] != size:
             raise ValueError(f"{file} is {image.shape[0]}x{image.shape[1]} pixels (height x width), but {model} is "
                              f"{size[0]}x{size[1]}; pass size=... to resize all of them.")
-        block[i] = image.transpose(2, 0, 1) if mode == "RGB" else image
-        notes += [(note, file)] if note else []
-    return block, notes
+        block[n] = image.transpose(2, 0, 1) if mode == "RGB" else image
+        n, notes = n + 1, notes + ([(note, file)] if note else [])
+    return block[:n], notes, errors
 
 # %% ../nbs/51_images.ipynb #827a32db
 def _tell(notes: Sequence[tuple[str, Path]]) -> None:
@@ -173,11 +186,12 @@ def _tell(notes: Sequence[tuple[str, Path]]) -> None:
 
 # %% ../nbs/51_images.ipynb #1ee28c4d
 def read_files(files: Sequence[Path], mode: str, size: tuple[int, int], model: Path | None = None,
-               jobs: int | None = None) -> Iterator[np.ndarray]:
+               jobs: int | None = None, skipped: dict[Path, str] | None = None) -> Iterator[np.ndarray]:
     """The images of `files` in order, in blocks uint8 [n, C, H, W], decoded by `jobs` workers (None: one a core).
 
     `mode` "L" or "RGB". Images are resized to `size` (height, width); where a `model` file is named that has this size,
-    they must have it already. Raises ValueError that names a file which cannot be read or has another size; warns of
+    they must have it already. Raises ValueError that names a file which cannot be read or has another size; where there
+    is a dictionary `skipped`, files that cannot be read are left out and go there, each with that sentence. Warns of
     what 8 bits and one frame cannot hold.
     """
     n = max(1, min(512, 2**23 // (size[0] * size[1] * (1 if mode == "L" else 3))))
@@ -186,8 +200,11 @@ def read_files(files: Sequence[Path], mode: str, size: tuple[int, int], model: P
     pool = joblib.Parallel(jobs, prefer="processes" if len(files) >= 4096 else "threads", return_as="generator",
                            pre_dispatch="2*n_jobs")
     told = []
-    for block, notes in pool(joblib.delayed(_read_block)(part, mode, size, model) for part in blocks):
+    skip = skipped is not None
+    for block, notes, errors in pool(joblib.delayed(_read_block)(part, mode, size, model, skip) for part in blocks):
         told += notes
+        if skip:
+            skipped.update(errors)
         yield block
     _tell(told)
 
@@ -222,6 +239,16 @@ def _image_files(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
     below = [file for path, known in _folders(folder, walked) for file in _image_files(path, known)]
     return sorted(_pictures(folder) + below)
 
+
+def list_files(folder: Path) -> tuple[list[Path], int]:
+    "Image files in `folder` and its sub-folders, sorted by path, and how many other visible files there are."
+    def others(folder: Path, walked: tuple[Path, ...]) -> int:
+        here = sum(not p.is_dir() for p in _visible(folder)) - len(_pictures(folder))
+        return here + sum(others(path, known) for path, known in _folders(folder, walked))
+
+    walked = (folder.resolve(),)
+    return _image_files(folder, walked), others(folder, walked)
+
 # %% ../nbs/51_images.ipynb #21e47e56
 def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     "Files, labels and class names of a folder of images or of class sub-folders."
@@ -240,16 +267,21 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     return files, [i for i, found in enumerate(below.values()) for _ in found], tuple(below)
 
 # %% ../nbs/51_images.ipynb #48f5a3fe
+def holds_grey(image: Image.Image) -> bool:
+    "Whether an opened file holds grey values only, judged by its mode (and palette)."
+    if image.mode in ("P", "PA"):
+        colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+        return bool((colours == colours[:, :1]).all())
+    return image.mode in ("1", "L", "LA", "La", *_DEEP)
+
+
 def _is_grey(path: Path) -> bool:
     "Whether the file holds grey values only, judged by its header (and palette)."
     try:
         with Image.open(path) as image:
-            if image.mode in ("P", "PA"):
-                colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
-                return bool((colours == colours[:, :1]).all())
-            return image.mode in ("1", "L", "LA", "La", *_DEEP)
+            return holds_grey(image)
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 # %% ../nbs/51_images.ipynb #e8f7ee0b
 def _height_width(size: object) -> tuple[int, int] | None:
@@ -302,6 +334,40 @@ def from_folder(path: str | os.PathLike, size: int | tuple[int, int] | None = No
     relative = tuple(file.relative_to(folder).as_posix() for file in files)
     return ImageSet(folder.resolve().name, images, np.array(labels, dtype=np.int64), classes, relative)
 
+# %% ../nbs/51_images.ipynb #a6408abb
+class Part(np.lib.mixins.NDArrayOperatorsMixin):
+    """The images of an array at int positions or where a mask is true; indexing the first axis copies what it gives.
+
+    shape, dtype, ndim, size, nbytes and len are those of the part; any other use as an array makes a copy of it.
+    """
+
+    def __init__(self, images: np.ndarray, index: np.ndarray):
+        self.images, self.index = images, np.arange(len(images))[index]
+        self.shape, self.dtype, self.ndim = (len(self.index), *images.shape[1:]), images.dtype, images.ndim
+        self.size = math.prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key):
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if first is None or first is Ellipsis:
+            return np.asarray(self)[key]
+        picked = self.images[self.index[first]]
+        return picked[(slice(None), *rest) if np.ndim(self.index[first]) else rest] if rest else picked
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.images[self.index], dtype=dtype)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        return getattr(ufunc, method)(*(np.asarray(x) if isinstance(x, Part) else x for x in inputs), **options)
+
+    def __getattr__(self, name: str):
+        if name.startswith("__") or name in ("images", "index"):   # not yet set while a copy or a pickle is made
+            raise AttributeError(name)
+        return getattr(np.asarray(self), name)
+
 # %% ../nbs/51_images.ipynb #90471a6c
 def _finite_unit(x: np.ndarray, name: str) -> None:
     "Raise ValueError, naming the first image, if a float array has NaN/inf or leaves [0, 1] by more than rounding."
@@ -318,10 +384,12 @@ def _finite_unit(x: np.ndarray, name: str) -> None:
                 "floats must lie in [0, 1]; pass uint8 for 0..255, and raw rather than normalised images.")
 
 # %% ../nbs/51_images.ipynb #c0fa665b
-def _to_array(X, name: str) -> np.ndarray:
-    "X as an ndarray; what is no array is refused by what it is, a ragged list by its first image of another size."
+def _to_array(X, name: str) -> np.ndarray | Part:
+    "X as an array; what is none is refused by what it is, a ragged list by its first image of another size."
     if isinstance(X, (str, bytes, os.PathLike)):
         raise ValueError(f"{name} is a path ({os.fsdecode(X)!r}), not images: read them first, with from_folder(path).")
+    if isinstance(X, Part):
+        return X
     if isinstance(X, ImageSet):
         raise ValueError(f"{name} is an ImageSet ({X.name}): pass its field `images`.")
     if (torch := sys.modules.get("torch")) and isinstance(X, torch.Tensor):   # a tensor has imported it

@@ -23,7 +23,7 @@ def confidence(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return (logits.double() / temperature).softmax(1).amax(1)
 
 # %% ../nbs/13_odin.ipynb #f414bf4d
-def perturb(net: nn.Module, x: torch.Tensor, temperature: float, step: torch.Tensor) -> torch.Tensor:
+def perturb(net: nn.Module, x: torch.Tensor, temperature: float, step: torch.Tensor | float) -> torch.Tensor:
     """Images moved by `step` against the sign of the gradient of -log confidence (ODIN, eq. 2; paper, section 3).
 
     x: normalised images [N,C,H,W]; step: [C,1,1] in normalised units. Each image's gradient is its own: the loss is
@@ -43,9 +43,11 @@ def odin_scores(net: nn.Module, pixels: Pixels, *, temperature: float = 1000.0, 
 
     epsilon: step in [0, 1] pixel units, divided by each channel's std; gradient_scale replaces 1 / std by a constant
     (the released code: 161.392). epsilon = 0 leaves the perturbation out; with temperature = 1 that is the base score.
+    For rows of numbers, which have no unit, the step is epsilon of their standard deviation.
     """
     factor = [1 / s for s in std] if gradient_scale is None else [gradient_scale] * len(std)
-    step = epsilon * torch.tensor(factor, dtype=torch.float32, device=pixels.device)[:, None, None]
+    factor = torch.tensor(factor, dtype=torch.float32, device=pixels.device)
+    step = epsilon * (factor[:, None, None] if len(pixels.shape) == 3 else 1.0)
     scores = []
     with exact(), trimmed(copy.deepcopy(net).eval(), pixels.shape) as fast:
         for x in pixels.batches(batch_size):
@@ -128,6 +130,10 @@ class Neighbours(Confidence):
     def _rows(self, pixels: Pixels) -> np.ndarray:
         rows = self.classifier_.features(pixels).astype(np.float64)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+    def remember(self, X) -> None:
+        "More normal images for the search: no distance grows, so no score falls (from k images on)."
+        self._index(np.concatenate([self.bank_, self._rows(self._pixels(X, device_of(self.classifier_.net_)))]))
 
     def _tensors(self):
         return {"bank": torch.from_numpy(self.bank_)}

@@ -34,7 +34,10 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     """Mean and standard deviation of each channel over all pixels, in [0, 1] units.
 
     images: uint8 or float [N,C,H,W]. Raises ValueError if a channel is constant: there is nothing to learn from.
+    Rows, float [N,D], have a mean for each column and one deviation, the root mean square of the columns', for all.
     """
+    if images.ndim == 2:
+        return _column_statistics(images)
     total = np.zeros((2, images.shape[1]))
     for start in range(0, len(images), 1024):
         x = images[start : start + 1024].astype(np.float64) / (255 if images.dtype == np.uint8 else 1)
@@ -45,21 +48,31 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         raise ValueError(f"channel {int(std.argmin())} has the same value in every pixel of all {len(images)} images.")
     return tuple(mean.tolist()), tuple(std.tolist())
 
+# %% ../nbs/53_training.ipynb #b610992b
+def _column_statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    "Mean of each column of float rows [N,D], and one standard deviation, D times."
+    starts = range(0, len(rows), 1024)
+    mean = sum(rows[i : i + 1024].sum(0, dtype=np.float64) for i in starts) / len(rows)
+    std = math.sqrt(sum(float(((rows[i : i + 1024] - mean) ** 2).sum()) for i in starts) / rows.size)
+    if std <= 1e-6 * np.abs(mean).max():
+        raise ValueError(f"every column has one value in all {len(rows)} rows: there is nothing to learn from.")
+    return tuple(mean.tolist()), (std,) * len(mean)
+
 # %% ../nbs/53_training.ipynb #b9afa86e
 class Pixels:
     """Normalised batches of an image array on a device; indexing with a slice or an index array gives float32.
 
-    images: uint8 or float in [0, 1], [N,C,H,W]. mean, std: per channel, in [0, 1] units. On a GPU the bytes are
-    copied there once if they fill at most a quarter of its free memory. Batches are channels_last, which is
-    the faster memory format for convolutions.
+    images: uint8 or float in [0, 1], [N,C,H,W], or rows of numbers, float [N,D]. mean, std: per channel, in [0, 1]
+    units, or per column. On a GPU the bytes are copied there once if they fill at most a quarter of its free memory.
+    Batches of images are channels_last, which is the faster memory format for convolutions.
     """
 
     def __init__(self, images: np.ndarray, mean, std, device: torch.device):
         self.images, self.device, self.shape = images, device, tuple(images.shape[1:])
         self.mean, self.std = tuple(mean), tuple(std)
-        scale = 255.0 if images.dtype == np.uint8 else 1.0
-        self.factor = (1 / (scale * torch.tensor(std, dtype=torch.float32)))[:, None, None].to(device)
-        self.shift = (torch.tensor(mean) / torch.tensor(std)).float()[:, None, None].to(device)
+        scale, around = 255.0 if images.dtype == np.uint8 else 1.0, (slice(None), *(None,) * (len(self.shape) - 1))
+        self.factor = (1 / (scale * torch.tensor(std, dtype=torch.float32)))[around].to(device)
+        self.shift = (torch.tensor(mean) / torch.tensor(std)).float()[around].to(device)
         self._on_device: torch.Tensor | None = None
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             self._on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device)
@@ -74,12 +87,12 @@ class Pixels:
             batch = self.images[index if isinstance(index, slice) else np.asarray(index)]
             batch = torch.from_numpy(np.array(batch, order="C")).to(self.device)
         batch = batch.float() * self.factor - self.shift
-        return batch.contiguous(memory_format=torch.channels_last)
+        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """All images in order, `size` at a time, or fewer where they are so large that a first feature map of 64
         channels would pass a gibibyte."""
-        size = max(1, min(size, 2**30 // (4 * 64 * self.shape[-1] * self.shape[-2])))
+        size = max(1, min(size, 2**30 // (4 * 64 * math.prod(self.shape[1:]))))
         return (self[slice(start, start + size)] for start in range(0, len(self), size))
 
     def digest(self) -> str:
@@ -358,7 +371,7 @@ def as_pixels(X: Any, device: torch.device, like: Any = None) -> Pixels:
     "Pixels as they are; images normalised as at the fit of the stage `like`, else by their own statistics."
     if isinstance(X, Pixels):
         return X
-    images = check_images(X, image_shape=like and like.shape_)
+    images = check_images(X, image_shape=like and like.shape_, flat=True)
     return Pixels(images, *((like.mean_, like.std_) if like else channel_statistics(images)), device)
 
 # %% ../nbs/53_training.ipynb #efb02c85
@@ -379,7 +392,7 @@ class Stage(BaseEstimator):
     stored = True
 
     def fit(self, X, *before, workspace: Workspace | None = None) -> "Stage":
-        """Learn from images (uint8 or float [N,C,H,W], or `Pixels`) and from what the stages before have learnt.
+        """Learn from images (uint8 or float [N,C,H,W], rows [N,D] or `Pixels`) and from what the stages before learnt.
 
         before: fitted stages (the first also says how images are normalised), or arrays. Raises ValueError that names a
         parameter which is not allowed.
@@ -469,6 +482,6 @@ LOOP: Allowed = {("epochs",): EPOCHS, ("batch_size",): AT_LEAST_1, ("lr",): POSI
 
 def loop_of(stage: Stage, pixels: Pixels, budget: int, most: int, **more: Any) -> Loop:
     "The training loop of a stage with parameters epochs, batch_size and lr; `more` goes to `Loop`."
-    n, (_, height, width) = len(pixels), pixels.shape
+    n, (height, width) = len(pixels), pixels.shape[1:] or (28, 28)  # a row costs less than the smallest image
     epochs = auto_epochs(n, height, width, budget, most) if stage.epochs == "auto" else stage.epochs
     return Loop(epochs, min(stage.batch_size, n), stage.lr, **more)

@@ -138,6 +138,8 @@ class AlexNet(Stage):
 
     def check(self, pixels):
         super().check(pixels)
+        if len(pixels.shape) != 3:
+            raise ValueError("AlexNet sees images: for rows of numbers leave the representation at Autoencoder().")
         _file_digest(self.weights)
 
     def _key(self, pixels, before, work):
@@ -221,6 +223,7 @@ class OCCNN(Detector):
     The score is the logit of normal minus the logit of noise. After fit: representation_, classifier_.
     """
 
+    accepts_flat = True
     stages = {"representation": (), "classifier": ("representation",)}
     hidden_dim, iterations, batch_size = Knob("representation"), Knob("classifier"), Knob("classifier")
     lr, sigma = Knob("classifier"), Knob("classifier")

@@ -142,6 +142,7 @@ class OCNN(Detector):
     The score is w . g(V x) - r. After fit: representation_, head_.
     """
 
+    accepts_flat = True
     stages = {"representation": (), "head": ("representation",)}
     hidden_dim, hidden, nu = Knob("representation"), Knob("head"), Knob("head")
     activation, init_std, rounds, lr = Knob("head"), Knob("head"), Knob("head"), Knob("head")

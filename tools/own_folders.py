@@ -1,0 +1,77 @@
+"""Time and memory of `clad fit` and `clad score` on folders of 1,000, 10,000 and 60,000 pictures.
+
+usage: python tools/own_folders.py [--sizes N ...] [--detector NAME] [--out CSV]
+
+MNIST is written as PNG files into a temporary folder, each size is fitted and then scored, as a user would with the
+command, and a row for each is added to figures/own_folders.csv: seconds on the clock and of the processor, the largest
+memory of the process, and what it wrote. Seconds on the clock say little where other programs run.
+"""
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+from joblib import cpu_count
+from PIL import Image
+
+from clad.cli import default_detector
+from clad.data import load_dataset
+
+COMMAND = "import sys; from clad.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def write(images: np.ndarray, folder: Path) -> int:
+    "Images as PNG files, a thousand to a sub-folder; how many bytes they take."
+    for i, image in enumerate(images):
+        (folder / f"{i // 1000:02}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0]).save(folder / f"{i // 1000:02}" / f"{i:05}.png")
+    return sum(path.stat().st_size for path in folder.rglob("*.png"))
+
+
+def measured(*words: object) -> dict[str, float]:
+    "One command in a process of its own: seconds on the clock and of the processor, and its largest memory in MB."
+    begun, child = time.perf_counter(), os.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", COMMAND, *map(str, words)])
+    _, status, used = os.wait4(child, 0)
+    if status:
+        sys.exit(f"clad {' '.join(map(str, words))} failed")
+    unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
+    return {"seconds": time.perf_counter() - begun, "cpu_seconds": used.ru_utime + used.ru_stime,
+            "peak_mb": used.ru_maxrss / unit}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 60_000])
+    parser.add_argument("--detector", default=default_detector()[0])
+    parser.add_argument("--out", default="figures/own_folders.csv")
+    words = parser.parse_args()
+    images = load_dataset("mnist")[0].images
+    machine = f"{cpu_count()} cores shared with other work, {psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU"
+    for n in words.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            files = write(images[:n], place / "pictures")
+            model, table, page = place / "m.clad", place / "s.csv", place / "r.html"
+            rows = {"fit": measured("fit", place / "pictures", "--out", model, "--detector", words.detector),
+                    "score": measured("score", model, place / "pictures", "--out", table, "--report", page)}
+            wrote = {"fit": model.stat().st_size, "score": page.stat().st_size}
+        new = pd.DataFrame([{"pictures": n, "png_mb": files / 1e6, "command": command, "detector": words.detector,
+                             **row, "wrote_mb": wrote[command], "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+                             "machine": machine} for command, row in rows.items()])
+        new["wrote_mb"] /= 1e6
+        known = [pd.read_csv(words.out)] if Path(words.out).exists() else []
+        whole = pd.concat([*known, new]).drop_duplicates(["pictures", "command", "detector"], keep="last")
+        order = ["detector", "pictures", "command"]
+        whole.sort_values(order).round(1).to_csv(words.out, index=False, lineterminator="\n")
+        print(new.to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
