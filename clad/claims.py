@@ -370,11 +370,12 @@ CLAIMS += (
           "However, they potentially fail when the given normal samples are inherited from diverse semantic "
           "labels.",
           "abstract",
-          f"On MNIST and on CIFAR-10 each of the five one-class methods is worse, by more than {MARGIN:.0f} "
-          "points in the mean, on the scenarios with hidden classes than on those with one class.",
+          "In six or more of ten comparisons (five one-class methods on MNIST and on CIFAR-10) the mean over the "
+          f"scenarios with hidden classes is more than {MARGIN:.0f} points below the mean over those with one class.",
           fail_on_hidden,
           "[Table 1](table1.md), [Table 3](table3.md), [Table 4](table4.md), [chapter "
-          "24](../nbs/24_tight.ipynb)"),
+          "24](../nbs/24_tight.ipynb)",
+          needed=6),
 )
 
 # %% ../nbs/33_claims.ipynb #33a0001d
@@ -616,7 +617,7 @@ def write_findings(results: str | Path = "figures/results", figures: str | Path 
     if not len(current(records[(records.dataset != "digits") & (records.settings != "smoke")])):
         return []
     judged = findings(results)
-    kinds = pd.Series([j.kind for j in judged]).value_counts(sort=False)
+    kinds = pd.Series([j.verdict.split(" (")[0] for j in judged]).value_counts(sort=False)
     spent, low = effort(records, results), suspects(records, results)
     table = pd.DataFrame([{"claim": f"{n}. {j.claim.key}", "verdict": j.verdict, "setting": j.settings,
                            "the paper's own numbers": _word(j.own)} for n, j in enumerate(judged, 1)])

@@ -394,12 +394,20 @@ def kernel_for_many() -> Iterator[Callable[[], Any]]:
     "A function that gives a kernel for `render`, always the same but without variables; stopped when the block ends."
     from jupyter_client.blocking import BlockingKernelClient
     from jupyter_client.manager import AsyncKernelManager
-    from jupyter_core.utils import run_sync
 
-    manager = AsyncKernelManager(kernel_name="python3")
+    class Manager(AsyncKernelManager):
+        "It remembers its last client, because nobody else closes the client of a kernel that goes on."
+        last = None
+
+        def client(self, **words: Any) -> Any:
+            self.last = super().client(**words)
+            return self.last
+
+    manager = Manager(kernel_name="python3")
 
     def fresh() -> AsyncKernelManager:
         if manager.has_kernel:
+            manager.last.stop_channels()
             client = BlockingKernelClient(connection_file=manager.connection_file)
             client.load_connection_file()
             client.start_channels()
@@ -412,7 +420,10 @@ def kernel_for_many() -> Iterator[Callable[[], Any]]:
         yield fresh
     finally:
         if manager.has_kernel:
-            run_sync(manager.shutdown_kernel)(now=True)
+            manager.last.stop_channels()
+            manager.provisioner.process.kill()    # at once: after Ctrl-C there is no event loop to ask politely
+            manager.provisioner.process.wait()
+            manager.cleanup_connection_file()
 
 # %% ../nbs/49_cli.ipynb #8a075e15
 @contextmanager

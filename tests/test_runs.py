@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from stubs import DistanceToMean
 
-from clad import experiments, files, reports, runs
+from clad import experiments, files, pictures, reports, runs
 from clad.data import load_dataset
 from clad.runs import Run
 from clad.scenarios import Split, get_scenario
@@ -219,7 +219,7 @@ def test_reports_are_made_from_records_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "load_dataset", lambda *_: pytest.fail("data were loaded"))
     made = []
     for folder in ("one", "two"):
-        paths = reports.write_reports(tmp_path / "results", tmp_path / folder)
+        paths = pictures.write_reports(tmp_path / "results", tmp_path / folder)
         made.append({path.name: path.read_bytes() for path in paths})
     assert made[0] == made[1] and {"digits.md", "digits.csv", "digits.png"} <= set(made[0])
     table = pd.read_csv(tmp_path / "one" / "digits.csv")
