@@ -97,7 +97,7 @@ def remembered(images: np.ndarray, compute, folder: str | Path | None, name: str
         known |= {prints[i]: row for i, row in zip(new, rows)}
     return np.stack([known[key] for key in prints])
 
-# %% ../nbs/17_encoder.ipynb #64723dc8
+# %% ../nbs/17_encoder.ipynb #9c14d5c6
 NAMED = ("'auto', a name of timm's, a torch module or a function", lambda v: isinstance(v, str) or callable(v))
 
 
@@ -106,21 +106,25 @@ class EncoderNeighbours(Member):
 
     encoder: "auto" (EfficientNet-Lite0 of the extra `encoder`), a name of timm's, or a module or function that takes
     float32 [N,3,S,S] in [0, 1] and gives [N,D]. size: S, or None for 96 to 224 by the images. most: normal images that
-    are kept for comparison. Only named encoders can be saved, and their features remembered in the store.
+    are kept for comparison, chosen by their bytes, so that order and seed change nothing. Only named encoders can be saved, and their features remembered in the store.
     """
 
     name, stored = "encoder", False
     allowed = {("encoder",): NAMED, ("k", "batch_size", "most"): AT_LEAST_1,
                ("size",): ("None or an integer of at least 16", lambda v: v is None or is_whole(16)(v))}
 
-    def __init__(self, encoder: Any = "auto", *, k: int = 5, size: int | None = None, most: int = 10_000,
+    def __init__(self, encoder: Any = "auto", *, k: int = 5, size: int | None = None, most: int = 5_000,
                  batch_size: int = 64):
         self.encoder, self.k, self.size, self.most, self.batch_size = encoder, k, size, most, batch_size
+
+    def __sklearn_clone__(self) -> "EncoderNeighbours":
+        "A copy that shares the encoder, which nobody trains."
+        return type(self)(**self.get_params(deep=False))
 
     def _fit(self, pixels, *before, work, checkpoint):
         self._start(work.device)
         self.folder_, self.verbose_ = (work.store.folder if isinstance(self.encoder, str) else None), work.verbose
-        index = np.sort(np.random.default_rng(work.seed % 2**32).permutation(len(pixels))[: self.most])
+        index = np.sort(np.argsort(np.array(_fingerprints(pixels.images)), kind="stable")[: self.most])
         self._index(self._rows(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device)))
         return {"dimensions": self.bank_.shape[1], "bank": len(self.bank_)}
 
@@ -156,6 +160,11 @@ class EncoderNeighbours(Member):
             x = F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
         return (x - self.shift_) / self.scale_
 
+    @property
+    def spread(self) -> float:
+        "1 - |mean of the normal rows|^2: 0 where all look alike to the encoder, 1 where they point all ways."
+        return float(1 - np.square(self.bank_.mean(0, dtype=np.float64)).sum())
+
     def _far(self, rows):
         return self.search_.kneighbors(rows)[0][:, -1].astype(np.float64)
 
@@ -173,10 +182,10 @@ def check_named(member: EncoderNeighbours) -> None:
         raise ValueError("a detector whose encoder is a module or a function cannot be saved: give the encoder as "
                          "'auto' or as a name of timm's.")
 
-# %% ../nbs/17_encoder.ipynb #b7f4f870
+# %% ../nbs/17_encoder.ipynb #96bca626
 class EncoderKNN(OneMember):
     "Distance to the fifth nearest normal image among the features of a pretrained encoder (`EncoderNeighbours`)."
-    kind = EncoderNeighbours
+    kind, deterministic = EncoderNeighbours, True
 
     def save(self, path) -> None:
         "As for every detector; ValueError where the encoder is a module or a function."

@@ -30,7 +30,7 @@ def sized(x: torch.Tensor) -> torch.Tensor:
     side = min(max(*x.shape[2:], SMALLEST), LARGEST)
     return x if x.shape[2:] == (side, side) else F.interpolate(x, size=(side, side), mode="area")
 
-# %% ../nbs/16_floors.ipynb #30f49cd4
+# %% ../nbs/16_floors.ipynb #c156cb81
 class Member(Stage):
     """How far images lie from the normal ones: `distance(X)`, float64 [N], positive, larger = stranger.
 
@@ -51,8 +51,12 @@ class Member(Stage):
         "Distance of images (as for `fit`) from the normal ones, float64 [N]."
         return self._far(self._rows(self._pixels(X, resolve_device("cpu"))))
 
+    def distances(self, X) -> dict[str, np.ndarray]:
+        "What this member has to say, by name: one distance, for most members."
+        return {self.name: self.distance(X)}
+
     def _rows(self, pixels: Pixels) -> np.ndarray:
-        return torch.cat([self._describe(sized(x)) for x in pixels.batches(256)]).numpy()
+        return torch.cat([self._describe(sized(x).cpu()) for x in pixels.batches(256)]).numpy()
 
     def _describe(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -136,15 +140,15 @@ class GCNNeighbours(Member):
         for name, value in tensors.items():
             setattr(self, f"{name}_", value.cpu().numpy())
 
-# %% ../nbs/16_floors.ipynb #d017bec9
-def edge_histograms(x: torch.Tensor, cell: int = 4, bins: int = 9) -> torch.Tensor:
+# %% ../nbs/16_floors.ipynb #669a02d6
+def edge_histograms(x: torch.Tensor, cell: int = 4, bins: int = 12) -> torch.Tensor:
     "Histogram of edge directions in each cell, [N,bins,H/cell,W/cell], of images [N,C,H,W]."
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
     length, channel = (dx.square() + dy.square()).max(1, keepdim=True)
     dx, dy, length = dx.gather(1, channel), dy.gather(1, channel), length.sqrt()
-    place = (torch.atan2(dy, dx) / torch.pi % 1) * bins
+    place = (torch.atan2(dy, dx) / (2 * torch.pi) % 1) * bins
     low = place.floor()
     share = (place - low) * length
     votes = x.new_zeros(len(x), bins, *x.shape[2:])
@@ -156,7 +160,7 @@ def edge_histograms(x: torch.Tensor, cell: int = 4, bins: int = 9) -> torch.Tens
 def hog(x: torch.Tensor, cell: int = 4) -> torch.Tensor:
     "HOG description, [N,D], of images [N,C,H,W]."
     cells = edge_histograms(x, cell)
-    blocks = F.unfold(cells, 2).transpose(1, 2)    # [N, places, 4 cells of 9]
+    blocks = F.unfold(cells, 2).transpose(1, 2)    # [N, places, 4 cells of 12]
     blocks = F.normalize(F.normalize(blocks, dim=2, eps=1e-3).clamp(max=0.2), dim=2, eps=1e-3)
     return blocks.flatten(1)
 
@@ -186,7 +190,7 @@ def whitening(patches: np.ndarray, floor: float = 0.1) -> tuple[np.ndarray, np.n
     matrix = (vectors / np.sqrt(np.maximum(values, 0) + floor)) @ vectors.T
     return mean.astype(np.float32), matrix.astype(np.float32)
 
-# %% ../nbs/16_floors.ipynb #218f2f5c
+# %% ../nbs/16_floors.ipynb #59379f87
 class PatchResidual(Residual):
     """Codes of whitened 6x6 patches against `n_patches` k-means centres (Coates & Ng 2011), summed over the quarters
     of the image; what lies outside `components` principal directions of the normal codes."""
@@ -200,7 +204,7 @@ class PatchResidual(Residual):
     def _prepare(self, pixels, work):
         seed = work.seed % 2**32
         rng, index = np.random.default_rng(seed), some(len(pixels), 2_000, seed)
-        patches = np.concatenate([self._cut(sized(pixels[part])).numpy() for part in np.array_split(index, 8)
+        patches = np.concatenate([self._cut(sized(pixels[part]).cpu()).numpy() for part in np.array_split(index, 8)
                                   if len(part)])
         patches = patches[:, rng.permutation(patches.shape[1])[:16]].reshape(-1, patches.shape[2])
         mean, matrix = whitening(patches)
