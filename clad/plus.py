@@ -15,6 +15,7 @@ from .base import Detector, Knob
 from .conformal import held_out
 from .encoder import EncoderNeighbours, check_named
 from .floors import GCNNeighbours, HOGResidual, Member
+from .images import Part
 from .metrics import auroc
 from .training import Pixels, channel_statistics, resolve_device
 from .transforms import Transforms
@@ -85,7 +86,8 @@ class CLADPlus(Detector):
 
     def _fit(self, images, groups, work):
         held = self._held(len(images), groups, work.seed)
-        self.fit_stages(Pixels(images[~held], *channel_statistics(images[~held]), work.device), work)
+        learnt = Part(images, ~held)
+        self.fit_stages(Pixels(learnt, *channel_statistics(learnt), work.device), work)
         normal, scratch = images[held], self._fitted_stages(SCRATCH)
         turned = [self._distances(np.ascontiguousarray(np.rot90(normal, r, (2, 3))), scratch) for r in (1, 2, 3)]
         known = self._distances(normal, self._fitted_stages(tuple(self.stages)))

@@ -195,7 +195,8 @@ def test_a_session(tmp_path, capsys):
     code, err = said(capsys, "fit", good, "--out", file, "--detector", "OCSVM")
     assert code == 0 and "80 pictures in" in err and "all 12x12 pixels, kept, grey: 11.5 KB in memory" in err
     kept = clad.load(file)
-    assert kept.fit_report_["folder"]["pictures"] == 80 and len(kept.calibration_scores_) == 20
+    assert kept.fit_report_["folder"]["pictures"] == 80 and len(kept.fit_report_["looks"]) == 8
+    assert len(kept.calibration_scores_) == 20
     assert main(["score", str(file), str(new), "--out", str(out), "--report", str(page), "--quiet"]) == 0
     assert "1 of 21" in capsys.readouterr().out or pd.read_csv(out).flagged[0]
     table = pd.read_csv(out)
