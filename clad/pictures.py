@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'plot_comparison', 'plot_scenarios', 'plot_overview', 'plot_seconds', 'plot_figure3', 'plot_ranks',
-           'plot_clusters', 'explained', 'plot_followed', 'plot_scores', 'plot_gallery', 'errors_by_class',
-           'plot_extremes', 'write_reports', 'write_tables', 'write_figure3']
+           'plot_clusters', 'explained', 'plot_followed', 'plot_stages', 'plot_scores', 'plot_gallery',
+           'errors_by_class', 'plot_extremes', 'write_reports', 'write_tables', 'write_figure3']
 
 # %% ../nbs/34_pictures.ipynb #34b00003
 import functools
@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_curve
 
+from .ablation import read_rows
 from .claims import write_findings
 from .data import DATASETS
 from .files import write_atomically
@@ -317,6 +318,37 @@ def plot_followed(followed: pd.DataFrame, ax: Axes) -> None:
     ax.set(xlabel="", ylabel="explained by the clusters, %")
     ax.legend(frameon=False, fontsize=7, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
 
+# %% ../nbs/34_pictures.ipynb #34d00002
+_KINDS = {"random": "random", "pixels": "k-means,\npixels", "codes": "k-means,\ncodes", "DEC": "DEC",
+          "true": "true\nclasses"}
+_SHOWN = {"softmax": "largest softmax", "both": "ODIN", "neighbours": "nearest features"}
+
+
+def plot_stages(rows: pd.DataFrame, axes: np.ndarray, counts: Sequence[int] = (3, 10, 20)) -> str:
+    "Draw rows of chapter 15 into axes [scores, scenarios], labels across and a line for each K; returns the data set."
+    dataset = "mnist" if (rows.dataset == "mnist").any() else "digits"
+    for line, score in zip(axes, _SHOWN):
+        for ax, scenario in zip(line, ("CUR", "STR", "MIX")):
+            own = rows[(rows.dataset == dataset) & (rows.scenario == scenario)]
+            for k, colour in zip(counts, ("#9ecae1", "#4292c6", "#084594")):
+                means = own[own.n_clusters == k].groupby("labels")[score].agg(["mean", "min", "max"]) * 100
+                means = means.reindex([name for name in _KINDS if name != "true"])
+                ax.plot(range(4), means["mean"], "o-", color=colour, ms=4, label=f"K = {k}")
+                ax.vlines(range(4), means["min"], means["max"], color=colour, lw=1)
+            true = 100 * own[own.labels == "true"][score]
+            ax.plot(np.full(len(true), 4), true, "_", color="#6a1b9a")
+            ax.plot(4, true.mean(), "D", color="#6a1b9a", ms=5, label="true classes")
+            ax.text(2, 42, "" if len(own) else "not run", ha="center", fontsize=8)
+            ax.axhline(50, color="k", ls=":", lw=0.8)
+            ax.set_xticks(range(5), _KINDS.values(), fontsize=6)
+            ax.tick_params(axis="y", labelsize=7)
+            ax.set(ylim=(35, 101))
+        line[0].set_ylabel(f"{_SHOWN[score]}\nAUROC in %", fontsize=8)
+    for ax, scenario in zip(axes[0], ("CUR", "STR", "MIX")):
+        seeds = rows[(rows.dataset == dataset) & (rows.scenario == scenario)].seed.nunique()
+        ax.set_title(f"{dataset} {scenario}, {seeds} seed{'s' * (seeds != 1)}", fontsize=8)
+    return dataset
+
 # %% ../nbs/34_pictures.ipynb #839fa537
 def plot_scores(is_anomaly: np.ndarray, ranks: np.ndarray, axes: Sequence[Axes]) -> None:
     "Draw into two axes: the histogram of ranks (or scores) by truth, and the ROC with DeLong's 95 % interval."
@@ -396,7 +428,8 @@ def _short(records: pd.DataFrame) -> pd.DataFrame:
 def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
     """Write `table1` ... `table4` and `digits` (.md, .csv), where there is a record of theirs, and a picture for each
     data set (`mnist.png`, `mnist-one-class.png`, ...); `table5`; and what spans the tables: `ranks` (.md, .csv, .png),
-    `pairs` (.md, .csv), `overview.png`, `clusters.png` and `seconds.png`. Returns the paths."""
+    `pairs` (.md, .csv), `overview.png`, `clusters.png`, `seconds.png`, and `stages.png` where the folder that holds
+    `results` has an `ablation.csv`. Returns the paths."""
     records, paths = _recorded(results), []
     if not len(records):
         return paths
@@ -411,7 +444,17 @@ def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
     if "clusters.nmi" in real and len(real[real.settings != "smoke"].dropna(subset=["clusters.nmi"])):
         paths.append(_save(Path(figures) / "clusters.png", (7, 4.2), lambda figure: plot_clusters(
             real, figure.subplots())))
+    if len(rows := read_rows(Path(results).parent / "ablation.csv")):
+        paths.append(_save(Path(figures) / "stages.png", (7.5, 6), functools.partial(_draw_stages, rows)))
     return paths
+
+
+def _draw_stages(rows: pd.DataFrame, figure: Figure) -> None:
+    "The figure of the stages with its legend."
+    axes = figure.subplots(3, 3, sharex=True, sharey=True)
+    plot_stages(rows, axes)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8,
+                  frameon=False)
 
 # %% ../nbs/34_pictures.ipynb #23241401
 def write_figure3(results: str | Path, figures: str | Path) -> list[Path]:
