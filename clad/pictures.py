@@ -140,7 +140,7 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours and the 95 % interval "
                     f"(none: one seed){hollow}", fontsize=9)
 
-
+# %% ../nbs/34_pictures.ipynb #32a00012
 def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
     "Name a panel and its lines."
     ax.set_title(scenario, fontsize=9, loc="left")
@@ -273,31 +273,34 @@ def plot_clusters(records: pd.DataFrame, ax: Axes) -> None:
             ax.plot(x, y, marker, mfc=fill, color=_HUES[dataset], ms=5, alpha=0.8)
     plain = own[(own.settings == "short") & (own.overrides == "{}")]
     ax.set(xlabel="NMI of clusters and hidden classes (training images)", ylabel="AUROC in %",
-           xlim=(-0.02, own["clusters.nmi"].max() + 0.08))
-    _name_points(ax, plain.groupby("scenario", sort=False)[["clusters.nmi", "auroc"]].mean() * [1, 100])
+           xlim=(-0.05, own["clusters.nmi"].max() + 0.08))
+    ax.margins(y=0.1)
+    _name_points(ax, plain.groupby("scenario", sort=False)[["clusters.nmi", "auroc"]].mean() * [1, 100],
+                 own[["clusters.nmi", "auroc"]].to_numpy() * [1, 100])
     ax.axhline(50, color="k", ls=":", lw=0.8)
     rho = f", Spearman {_spearman(own):.2f}" if own["clusters.nmi"].nunique() > 2 else ""
     ax.set_title(f"{len(own)} records{rho}; filled: short, diamond: other settings, hollow: sweeps", fontsize=8)
     ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
-
+# %% ../nbs/34_pictures.ipynb #58553b77
 def _spearman(records: pd.DataFrame) -> float:
     "Rank correlation of the NMI of clusters with the AUROC."
     return float(spearmanr(records["clusters.nmi"], records.auroc).statistic)
 
 
-def _name_points(ax: Axes, points: pd.DataFrame) -> None:
-    "Write the index of `points` (x, y) beside each, up or down until it is clear of the names before it."
+def _name_points(ax: Axes, points: pd.DataFrame, drawn: np.ndarray) -> None:
+    "Write the index of `points` (x, y) beside each, clear of what is `drawn` [N,2] and of the names before it."
     ax.figure.canvas.draw()    # places are known after that
-    taken: list[np.ndarray] = []
+    there = ax.transData.transform(drawn) / ax.figure.dpi * 72    # in the points of a font
+    taken = [np.array([x - 3, y - 3, x + 3, y + 3]) for x, y in there]
     for name, point in points.iterrows():
-        x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72    # in the points of a font
+        x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72
         width = 4.6 * len(name)
         for dx, dy in [(6, -2.5), (-6 - width, -2.5), *((s, v) for v in (7, -12, 14, -19) for s in (6, -6 - width))]:
             box = np.array([x + dx, y + dy, x + dx + width, y + dy + 7])
             if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 break
-        taken += [box, np.array([x - 3, y - 3, x + 3, y + 3])]
+        taken.append(box)
         ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7)
 
 # %% ../nbs/34_pictures.ipynb #34c00002
@@ -414,7 +417,7 @@ def write_reports(results: str | Path = "figures/results", figures: str | Path =
     """
     return [*write_tables(results, figures), *write_figure3(results, figures), *write_findings(results, figures)]
 
-
+# %% ../nbs/34_pictures.ipynb #23241402
 def _recorded(results: str | Path) -> pd.DataFrame:
     "The current records, with how far each was from the paper's scale."
     return with_scale(current(read_records(results)), results)
@@ -448,7 +451,7 @@ def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
         paths.append(_save(Path(figures) / "stages.png", (7.5, 6), functools.partial(_draw_stages, rows)))
     return paths
 
-
+# %% ../nbs/34_pictures.ipynb #23241403
 def _draw_stages(rows: pd.DataFrame, figure: Figure) -> None:
     "The figure of the stages with its legend."
     axes = figure.subplots(3, 3, sharex=True, sharey=True)
@@ -512,7 +515,7 @@ def _write_overview(records: pd.DataFrame, figures: Path, pairs: pd.DataFrame) -
         records, figure.subplots())))
     return paths
 
-
+# %% ../nbs/34_pictures.ipynb #7c6d1988
 def _draw_figure3(figure: Figure, points: pd.DataFrame, records: pd.DataFrame) -> None:
     "Figure 3 with its legend and the number of points run."
     axes = figure.subplots(2, 3, sharey=True)
