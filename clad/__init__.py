@@ -26,15 +26,19 @@ _HOMES = {
     "dec": ("DEC", "GivenLabels", "KMeansLabels", "RandomLabels"),
     "detector": ("CLAD",),
     "dirty": ("suspects",),
+    "encoder": ("EncoderKNN", "EncoderNeighbours"),
+    "floors": ("GCN", "HOG", "Patches"),
     "folders": ("read_pictures",),
     "howmany": ("suggest_n_clusters",),
     "images": ("from_folder",),
     "monitor": ("DriftMonitor",),
     "odin": ("Energy", "MaxSoftmax", "Neighbours", "ODIN"),
+    "plus": ("CLADPlus",),
     "reasons": ("Reasons",),
     "report": ("score_pictures", "write_report", "write_scores"),
     "scenarios": ("get_scenario",),
     "training": ("Stage",),
+    "transforms": ("Transforms",),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 
@@ -57,6 +61,11 @@ if TYPE_CHECKING:
     from clad.dec import RandomLabels as RandomLabels
     from clad.detector import CLAD as CLAD
     from clad.dirty import suspects as suspects
+    from clad.encoder import EncoderKNN as EncoderKNN
+    from clad.encoder import EncoderNeighbours as EncoderNeighbours
+    from clad.floors import GCN as GCN
+    from clad.floors import HOG as HOG
+    from clad.floors import Patches as Patches
     from clad.folders import read_pictures as read_pictures
     from clad.howmany import suggest_n_clusters as suggest_n_clusters
     from clad.images import from_folder as from_folder
@@ -65,12 +74,14 @@ if TYPE_CHECKING:
     from clad.odin import Energy as Energy
     from clad.odin import MaxSoftmax as MaxSoftmax
     from clad.odin import Neighbours as Neighbours
+    from clad.plus import CLADPlus as CLADPlus
     from clad.reasons import Reasons as Reasons
     from clad.report import score_pictures as score_pictures
     from clad.report import write_report as write_report
     from clad.report import write_scores as write_scores
     from clad.scenarios import get_scenario as get_scenario
     from clad.training import Stage as Stage
+    from clad.transforms import Transforms as Transforms
 
 # %% ../nbs/59_package.ipynb #39adc660
 def __getattr__(name: str) -> Any:

@@ -91,6 +91,7 @@ def _own_folders(commands: Any) -> None:
     fit.add_argument("--settings", metavar="NAME", help="a named setting (`clad list`) in place of the defaults")
     fit.add_argument("--n_clusters", "--n-clusters", type=int, metavar="K", help="how many hidden classes to look for")
     fit.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, in place of the rule")
+    fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter of the detector")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same model (default: 0)")
     score = commands.add_parser("score", allow_abbrev=False, help="score a folder with a fitted detector",
                                 epilog=_SCORE, formatter_class=_AS_WRITTEN)
@@ -117,8 +118,9 @@ def _own_folders(commands: Any) -> None:
 # %% ../nbs/49_cli.ipynb #1ae15a5e
 _FIT = """examples:
   clad fit good/ --out model.clad
-  clad fit good/ --out model.clad --size 96 96 --n_clusters 20 --alpha 0.01
+  clad fit good/ --out model.clad --size 96 96 --alpha 0.01
   clad fit good/ --out model.clad --detector DeepSVDD --strict
+  clad fit good/ --out model.clad --detector CLAD --set hidden_dim=20 --set classifier__epochs=5
 
 Only normal pictures belong into the folder; nobody has to say how many kinds of them there are. A tenth of the pictures
 (more, where there are few) is not learnt from: it sets the threshold, so that at most a share alpha of new normal
@@ -164,25 +166,46 @@ def _plan(words: argparse.Namespace) -> list:
                 FIGURE3 if words.sweep else [overrides])
 
 # %% ../nbs/49_cli.ipynb #36585a20
-def default_detector() -> tuple[str, str]:
-    "Name of the detector of `clad fit` where none is named, and why it is that one."
-    return "CLAD", "the method of the paper; --detector takes another"
+def default_detector() -> tuple[str, dict[str, Any], str]:
+    "The detector of `clad fit` where none is named: its name, its parameters, and why it is that one."
+    return "CLAD", {}, "the method of the paper; --detector takes another"
 
 
-def _named_detector(name: str | None, settings: str | None, **wanted: Any) -> Any:
-    "An unfitted detector; parameters that are None are left out. ValueError for a name or parameter that is not there."
+def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
+    "An unfitted detector. ValueError for a name or a parameter that is not there."
     import clad
     from clad.base import Detector
+    from clad.training import Stage
 
     kinds = {n: getattr(clad, n) for n in clad.__all__}
     kinds = {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Detector) and k is not Detector}
     if name is not None and name not in kinds:
         raise ValueError(f"there is no detector {name!r}: choose one of {', '.join(sorted(kinds))} (--detector)")
-    kind = kinds[name or default_detector()[0]]
-    wanted = {key: value for key, value in wanted.items() if value is not None}
+    own, given = ("CLAD" if settings else default_detector()[0]), {} if name or settings else default_detector()[1]
+    kind = kinds[name or own]
     if unknown := sorted(set(wanted) - set(kind().get_params())):
-        raise ValueError(f"{kind.__name__} has no parameter {unknown[0]!r}: leave out --{unknown[0]}")
-    return kind.from_settings(settings, **wanted) if settings else kind(**wanted)
+        able = [n for n, k in sorted(kinds.items()) if unknown[0] in k().get_params()]
+        hint = f" or name a detector that has it: --detector {' or '.join(able)}" if able else ""
+        raise ValueError(f"{kind.__name__} has no parameter {unknown[0]!r}: leave it out{hint}")
+    if whole := [key for key in wanted if isinstance(kind().get_params()[key], Stage)]:
+        part = whole[0]
+        raise ValueError(f"{part} is a part of {kind.__name__}: set a parameter of it, as in {part}__NAME=VALUE")
+    return kind.from_settings(settings, **wanted) if settings else kind().set_params(**{**given, **wanted})
+
+
+def _wanted(words: argparse.Namespace) -> dict[str, Any]:
+    "Parameters that the flags of `fit` set; values of --set are JSON, or text."
+    flags = {"n_clusters": words.n_clusters, "alpha": words.alpha, "random_state": words.seed, "device": words.device,
+             "verbose": _bars(words)}
+    for pair in words.set:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ValueError(f"--set {pair} is no NAME=VALUE, as in --set hidden_dim=20")
+        try:
+            flags[key] = json.loads(value)
+        except ValueError:
+            flags[key] = value
+    return {key: value for key, value in flags.items() if value is not None}
 
 # %% ../nbs/49_cli.ipynb #4d33de29
 def held_share(n: int, alpha: float) -> float:
@@ -240,16 +263,15 @@ def _fit(words: argparse.Namespace) -> None:
     from clad.folders import amount
 
     _check_file(words.out, "--out")
-    detector = _named_detector(words.detector, words.settings, n_clusters=words.n_clusters, alpha=words.alpha,
-                               random_state=words.seed, device=words.device, verbose=_bars(words))
+    detector = _named_detector(words.detector, words.settings, _wanted(words))
     detector._check_alpha()
-    name, why = type(detector).__name__, default_detector()[1]
+    name, why = type(detector).__name__, default_detector()[2]
     with _talk(words) as say:
         pictures = _read(words, say, size=words.size)
         detector.set_params(calibration_fraction=held_share(len(pictures), detector.alpha))
         held = round(detector.calibration_fraction * len(pictures))
-        say(f"fitting {name}{'' if words.detector else f' ({why})'} on {len(pictures) - held:,} pictures; "
-            f"{held:,} set the threshold")
+        reason = "" if words.detector or words.settings else f" ({why})"
+        say(f"fitting {name}{reason} on {len(pictures) - held:,} pictures; {held:,} set the threshold")
         begun = time.monotonic()
         detector.fit(pictures.images)
         detector.fit_report_["folder"] = pictures.facts()

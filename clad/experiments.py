@@ -38,10 +38,10 @@ from .baselines.kernel import OCSVM, SVDD, gram_bytes
 from .data import ImageSet, load_dataset
 from .files import check_folder, write_atomically  # noqa: F401
 from clad.runs import (
-    METHODS,
     Run,
     build,
     measure,
+    method_of,
     peak_memory,
     provenance,
     read_records,
@@ -125,7 +125,7 @@ KERNEL = (OCSVM, SVDD)
 def memory(run: Run, size: Mapping[str, int]) -> int:
     "Bytes that a process needs for a run at its peak, about; `size` is a row of `sizes`."
     need = 3 * 2**29 + 2 * size["bytes"]
-    if issubclass(METHODS[run.method], KERNEL) and not build(run).landmarks:
+    if issubclass(method_of(run.method), KERNEL) and not build(run).landmarks:
         with suppress(MemoryError):
             return need + gram_bytes(size["train"], size["numbers"])
         return need + 8 * size["train"] ** 2
@@ -151,7 +151,7 @@ def _growth(run: Run) -> int:
     "The power of the number of images by which the seconds of a run grow."
     settings = build(run).get_params()
     auto = any(value == "auto" for name, value in settings.items() if name.endswith("epochs"))
-    return 2 if issubclass(METHODS[run.method], KERNEL) else int(not auto)
+    return 2 if issubclass(method_of(run.method), KERNEL) else int(not auto)
 
 # %% ../nbs/31_experiments.ipynb #9c060c12
 def _from_records(run: Run, size: Mapping[str, int], frame: pd.DataFrame, counts: Mapping[str, int]) -> float:

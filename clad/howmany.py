@@ -18,6 +18,27 @@ from sklearn.mixture import GaussianMixture
 
 from .images import check_images
 
+# %% ../nbs/45_how_many.ipynb #45f00001
+def _one_repeat(rows: np.ndarray, k: int, seed: list[int]) -> tuple[float, float]:
+    "Agreement of two halves on all rows; log-likelihood per row of the second half under a mixture on the first."
+    rng = np.random.default_rng([*seed, k])
+    halves = np.array_split(rng.permutation(len(rows)), 2)
+    labels = [KMeans(k, n_init=3, random_state=int(rng.integers(2**31))).fit(rows[h]).predict(rows) for h in halves]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mixture that has not quite converged is good enough here
+        mixture = GaussianMixture(k, covariance_type="diag", reg_covar=1e-2 * rows.var(), max_iter=50,
+                                  random_state=int(rng.integers(2**31))).fit(rows[halves[0]])
+    return adjusted_rand_score(*labels), mixture.score(rows[halves[1]])
+
+
+def _codes(X) -> np.ndarray:
+    "Codes as they are, images as principal components; float64 [N,D]."
+    if np.ndim(X) == 2:
+        return np.asarray(X, dtype=np.float64)
+    images = check_images(X)
+    flat = images.reshape(len(images), -1) / np.float32(255 if images.dtype == np.uint8 else 1)
+    return PCA(min(16, *flat.shape), random_state=0).fit_transform(flat).astype(np.float64)
+
 # %% ../nbs/45_how_many.ipynb #2f35989e
 def suggest_n_clusters(X, candidates: Iterable[int] = range(2, 11), repeats: int = 10, tolerance: float = 0.05,
                        random_state: int = 0) -> tuple[int, pd.DataFrame]:
@@ -43,24 +64,3 @@ def suggest_n_clusters(X, candidates: Iterable[int] = range(2, 11), repeats: int
                       "class only, or no clear ones.", UserWarning, stacklevel=2)
     slack = max(tolerance, table["stability_sd"][table["stability"].idxmax()] / repeats**0.5)
     return int(table["n_clusters"][table["stability"] >= best - slack].max()), table
-
-
-def _one_repeat(rows: np.ndarray, k: int, seed: list[int]) -> tuple[float, float]:
-    "Agreement of two halves on all rows; log-likelihood per row of the second half under a mixture on the first."
-    rng = np.random.default_rng([*seed, k])
-    halves = np.array_split(rng.permutation(len(rows)), 2)
-    labels = [KMeans(k, n_init=3, random_state=int(rng.integers(2**31))).fit(rows[h]).predict(rows) for h in halves]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a mixture that has not quite converged is good enough here
-        mixture = GaussianMixture(k, covariance_type="diag", reg_covar=1e-2 * rows.var(), max_iter=50,
-                                  random_state=int(rng.integers(2**31))).fit(rows[halves[0]])
-    return adjusted_rand_score(*labels), mixture.score(rows[halves[1]])
-
-
-def _codes(X) -> np.ndarray:
-    "Codes as they are, images as principal components; float64 [N,D]."
-    if np.ndim(X) == 2:
-        return np.asarray(X, dtype=np.float64)
-    images = check_images(X)
-    flat = images.reshape(len(images), -1) / np.float32(255 if images.dtype == np.uint8 else 1)
-    return PCA(min(16, *flat.shape), random_state=0).fit_transform(flat).astype(np.float64)

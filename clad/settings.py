@@ -147,8 +147,20 @@ def _kernel(name: str, dataset: str | None, scenario: str | None) -> dict:
 
 # %% ../nbs/52_settings.ipynb #bfdb4dfc
 SETTINGS = ("paper", "released", "short", "smoke")
+def _own(**short: Any) -> Callable[..., dict]:
+    "Settings of a method of this project's own: it has no row in the paper."
+    def settings(name: str, dataset: str | None, scenario: str | None) -> dict:
+        if name in ("paper", "released"):
+            raise ValueError(f"settings {name!r}: this method is not in the paper; choose 'short' or 'smoke'.")
+        return short | ({"budget": 2_000} if name == "smoke" and "budget" in short else {})
+    return settings
+
+
+_PLUS = dict(budget=120_000)
 _METHODS: Mapping[str, Callable[..., dict]] = {"CLAD": _clad, "OCSVM": _kernel, "SVDD": _kernel, "DeepSVDD": _deepsvdd,
-                                               "OCNN": _ocnn, "OCCNN": _occnn}
+                                               "OCNN": _ocnn, "OCCNN": _occnn,
+    **dict.fromkeys(("GCN", "HOG", "Patches", "EncoderKNN"), _own()), "CLADPlus": _own(**_PLUS),
+    "CLADPlusEncoder": _own(encoder="auto", **_PLUS)}
 
 
 def named_settings(method: str, name: str, dataset: str | None = None, scenario: str | None = None) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 usage: python tools/own_folders.py [--sizes N ...] [--detector NAME] [--out CSV]
 
-MNIST is written as PNG files into a temporary folder, each size is fitted and then scored, as a user would with the
-command, and a row for each is added to figures/own_folders.csv: seconds on the clock and of the processor, the largest
-memory of the process, and what it wrote. Seconds on the clock say little where other programs run.
+MNIST is written as PNG files into a temporary folder, each size is read alone (streamed through a file), fitted and
+scored, as a user would with the command, and a row for each is added to figures/own_folders.csv: seconds on the clock
+and of the processor, the largest memory of the process, and what it wrote. Seconds on the clock say little where other
+programs run. For Linux.
 """
 import argparse
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +25,9 @@ from PIL import Image
 from clad.cli import default_detector
 from clad.data import load_dataset
 
-COMMAND = "import sys; from clad.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from clad.cli import main; code = main(sys.argv[1:])"
+READ = "import sys; from clad.folders import read_pictures; read_pictures(sys.argv[1], cache=sys.argv[2]); code = 0"
+PEAK = "; print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr); sys.exit(code)"
 
 
 def write(images: np.ndarray, folder: Path) -> int:
@@ -33,23 +38,22 @@ def write(images: np.ndarray, folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.png"))
 
 
-def measured(*words: object) -> dict[str, float]:
+def measured(*words: object, code: str = COMMAND) -> dict[str, float]:
     "One command in a process of its own: seconds on the clock and of the processor, and its largest memory in MB."
-    begun, child = time.perf_counter(), os.fork()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, "-c", COMMAND, *map(str, words)])
-    _, status, used = os.wait4(child, 0)
-    if status:
-        sys.exit(f"clad {' '.join(map(str, words))} failed")
-    unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
-    return {"seconds": time.perf_counter() - begun, "cpu_seconds": used.ru_utime + used.ru_stime,
-            "peak_mb": used.ru_maxrss / unit}
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code + PEAK, *map(str, words)], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, words))} failed: {done.stderr}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"seconds": time.perf_counter() - begun, "peak_mb": int(done.stderr.split()[-1]) * 1024 / 1e6,
+            "cpu_seconds": used.ru_utime - before.ru_utime + used.ru_stime - before.ru_stime}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 60_000])
     parser.add_argument("--detector", default=default_detector()[0])
+    parser.add_argument("--read-only", action="store_true", help="neither fit nor score")
     parser.add_argument("--out", default="figures/own_folders.csv")
     words = parser.parse_args()
     images = load_dataset("mnist")[0].images
@@ -59,10 +63,13 @@ def main() -> None:
             place = Path(folder)
             files = write(images[:n], place / "pictures")
             model, table, page = place / "m.clad", place / "s.csv", place / "r.html"
-            rows = {"fit": measured("fit", place / "pictures", "--out", model, "--detector", words.detector),
-                    "score": measured("score", model, place / "pictures", "--out", table, "--report", page)}
-            wrote = {"fit": model.stat().st_size, "score": page.stat().st_size}
-        new = pd.DataFrame([{"pictures": n, "png_mb": files / 1e6, "command": command, "detector": words.detector,
+            rows, wrote = {"read": measured(place / "pictures", place, code=READ)}, {"read": images[:n].nbytes}
+            if not words.read_only:
+                rows["fit"] = measured("fit", place / "pictures", "--out", model, "--detector", words.detector)
+                rows["score"] = measured("score", model, place / "pictures", "--out", table, "--report", page)
+                wrote |= {"fit": model.stat().st_size, "score": page.stat().st_size}
+        new = pd.DataFrame([{"pictures": n, "png_mb": files / 1e6, "command": command,
+                             "detector": "" if command == "read" else words.detector,
                              **row, "wrote_mb": wrote[command], "threads": os.environ.get("OMP_NUM_THREADS", "all"),
                              "machine": machine} for command, row in rows.items()])
         new["wrote_mb"] /= 1e6
