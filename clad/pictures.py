@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'plot_comparison', 'plot_scenarios', 'plot_overview', 'plot_seconds', 'plot_figure3', 'plot_ranks',
-           'plot_clusters', 'explained', 'plot_followed', 'plot_scores', 'plot_gallery', 'errors_by_class',
-           'plot_extremes', 'write_reports', 'write_tables', 'write_figure3']
+           'plot_clusters', 'explained', 'plot_followed', 'plot_stages', 'plot_scores', 'plot_gallery',
+           'errors_by_class', 'plot_extremes', 'write_reports', 'write_tables', 'write_figure3']
 
 # %% ../nbs/34_pictures.ipynb #34b00003
 import functools
@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_curve
 
+from .ablation import read_rows
 from .claims import write_findings
 from .data import DATASETS
 from .files import write_atomically
@@ -105,18 +106,6 @@ def _name_rows(ax: Axes, frame: pd.DataFrame, where: list[tuple[str, str]], plac
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(place.max() + 1.1 if len(place) else 1, -1.1)
 
-# %% ../nbs/34_pictures.ipynb #34f00001
-def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
-    "Name a panel and its lines."
-    ax.set_title(scenario, fontsize=9, loc="left")
-    ax.set_yticks(range(len(methods)), methods, fontsize=8)
-    for label, method in zip(ax.get_yticklabels(), methods):
-        label.set_color(STYLES[method][0])
-    ax.tick_params(axis="x", labelsize=8)
-    ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
-    ax.grid(axis="y", color="0.92", zorder=0)
-    ax.spines[["top", "right"]].set_visible(False)
-
 # %% ../nbs/34_pictures.ipynb #32a00002
 def _across(frame: pd.DataFrame) -> int:
     "Panels side by side: as few rows as there can be with five in each, and these as even as possible."
@@ -150,6 +139,18 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     hollow = ", hollow: published" if frame.published.notna().any() else ""
     figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours and the 95 % interval "
                     f"(none: one seed){hollow}", fontsize=9)
+
+# %% ../nbs/34_pictures.ipynb #32a00012
+def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
+    "Name a panel and its lines."
+    ax.set_title(scenario, fontsize=9, loc="left")
+    ax.set_yticks(range(len(methods)), methods, fontsize=8)
+    for label, method in zip(ax.get_yticklabels(), methods):
+        label.set_color(STYLES[method][0])
+    ax.tick_params(axis="x", labelsize=8)
+    ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
+    ax.grid(axis="y", color="0.92", zorder=0)
+    ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/34_pictures.ipynb #32a00006
 def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") -> None:
@@ -249,26 +250,6 @@ def plot_ranks(ranks: pd.Series, groups: Sequence[Sequence[str]], ax: Axes, titl
     ax.set_title(title, fontsize=8)
     ax.axis("off")
 
-# %% ../nbs/34_pictures.ipynb #34f00002
-def _spearman(records: pd.DataFrame) -> float:
-    "Rank correlation of the NMI of clusters with the AUROC."
-    return float(spearmanr(records["clusters.nmi"], records.auroc).statistic)
-
-
-def _name_points(ax: Axes, points: pd.DataFrame) -> None:
-    "Write the index of `points` (x, y) beside each, up or down until it is clear of the names before it."
-    ax.figure.canvas.draw()    # places are known after that
-    taken: list[np.ndarray] = []
-    for name, point in points.iterrows():
-        x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72    # in the points of a font
-        width = 4.6 * len(name)
-        for dx, dy in [(6, -2.5), (-6 - width, -2.5), *((s, v) for v in (7, -12, 14, -19) for s in (6, -6 - width))]:
-            box = np.array([x + dx, y + dy, x + dx + width, y + dy + 7])
-            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-                break
-        taken += [box, np.array([x - 3, y - 3, x + 3, y + 3])]
-        ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7)
-
 # %% ../nbs/34_pictures.ipynb #58553b76
 _HUES = dict(zip(DATASETS, ("#8c8c8c", "#6a1b9a", "#f28e2b", "#55a868", "#4ba3d9")))
 
@@ -292,12 +273,35 @@ def plot_clusters(records: pd.DataFrame, ax: Axes) -> None:
             ax.plot(x, y, marker, mfc=fill, color=_HUES[dataset], ms=5, alpha=0.8)
     plain = own[(own.settings == "short") & (own.overrides == "{}")]
     ax.set(xlabel="NMI of clusters and hidden classes (training images)", ylabel="AUROC in %",
-           xlim=(-0.02, own["clusters.nmi"].max() + 0.08))
-    _name_points(ax, plain.groupby("scenario", sort=False)[["clusters.nmi", "auroc"]].mean() * [1, 100])
+           xlim=(-0.05, own["clusters.nmi"].max() + 0.08))
+    ax.margins(y=0.1)
+    _name_points(ax, plain.groupby("scenario", sort=False)[["clusters.nmi", "auroc"]].mean() * [1, 100],
+                 own[["clusters.nmi", "auroc"]].to_numpy() * [1, 100])
     ax.axhline(50, color="k", ls=":", lw=0.8)
     rho = f", Spearman {_spearman(own):.2f}" if own["clusters.nmi"].nunique() > 2 else ""
     ax.set_title(f"{len(own)} records{rho}; filled: short, diamond: other settings, hollow: sweeps", fontsize=8)
     ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+
+# %% ../nbs/34_pictures.ipynb #58553b77
+def _spearman(records: pd.DataFrame) -> float:
+    "Rank correlation of the NMI of clusters with the AUROC."
+    return float(spearmanr(records["clusters.nmi"], records.auroc).statistic)
+
+
+def _name_points(ax: Axes, points: pd.DataFrame, drawn: np.ndarray) -> None:
+    "Write the index of `points` (x, y) beside each, clear of what is `drawn` [N,2] and of the names before it."
+    ax.figure.canvas.draw()    # places are known after that
+    there = ax.transData.transform(drawn) / ax.figure.dpi * 72    # in the points of a font
+    taken = [np.array([x - 3, y - 3, x + 3, y + 3]) for x, y in there]
+    for name, point in points.iterrows():
+        x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72
+        width = 4.6 * len(name)
+        for dx, dy in [(6, -2.5), (-6 - width, -2.5), *((s, v) for v in (7, -12, 14, -19) for s in (6, -6 - width))]:
+            box = np.array([x + dx, y + dy, x + dx + width, y + dy + 7])
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                break
+        taken.append(box)
+        ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7)
 
 # %% ../nbs/34_pictures.ipynb #34c00002
 def explained(values: np.ndarray, labels: np.ndarray) -> float:
@@ -316,6 +320,37 @@ def plot_followed(followed: pd.DataFrame, ax: Axes) -> None:
     table.plot.bar(ax=ax, color=colours[: table.shape[1]], width=0.8, rot=0)
     ax.set(xlabel="", ylabel="explained by the clusters, %")
     ax.legend(frameon=False, fontsize=7, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+# %% ../nbs/34_pictures.ipynb #34d00002
+_KINDS = {"random": "random", "pixels": "k-means,\npixels", "codes": "k-means,\ncodes", "DEC": "DEC",
+          "true": "true\nclasses"}
+_SHOWN = {"softmax": "largest softmax", "both": "ODIN", "neighbours": "nearest features"}
+
+
+def plot_stages(rows: pd.DataFrame, axes: np.ndarray, counts: Sequence[int] = (3, 10, 20)) -> str:
+    "Draw rows of chapter 15 into axes [scores, scenarios], labels across and a line for each K; returns the data set."
+    dataset = "mnist" if (rows.dataset == "mnist").any() else "digits"
+    for line, score in zip(axes, _SHOWN):
+        for ax, scenario in zip(line, ("CUR", "STR", "MIX")):
+            own = rows[(rows.dataset == dataset) & (rows.scenario == scenario)]
+            for k, colour in zip(counts, ("#9ecae1", "#4292c6", "#084594")):
+                means = own[own.n_clusters == k].groupby("labels")[score].agg(["mean", "min", "max"]) * 100
+                means = means.reindex([name for name in _KINDS if name != "true"])
+                ax.plot(range(4), means["mean"], "o-", color=colour, ms=4, label=f"K = {k}")
+                ax.vlines(range(4), means["min"], means["max"], color=colour, lw=1)
+            true = 100 * own[own.labels == "true"][score]
+            ax.plot(np.full(len(true), 4), true, "_", color="#6a1b9a")
+            ax.plot(4, true.mean(), "D", color="#6a1b9a", ms=5, label="true classes")
+            ax.text(2, 42, "" if len(own) else "not run", ha="center", fontsize=8)
+            ax.axhline(50, color="k", ls=":", lw=0.8)
+            ax.set_xticks(range(5), _KINDS.values(), fontsize=6)
+            ax.tick_params(axis="y", labelsize=7)
+            ax.set(ylim=(35, 101))
+        line[0].set_ylabel(f"{_SHOWN[score]}\nAUROC in %", fontsize=8)
+    for ax, scenario in zip(axes[0], ("CUR", "STR", "MIX")):
+        seeds = rows[(rows.dataset == dataset) & (rows.scenario == scenario)].seed.nunique()
+        ax.set_title(f"{dataset} {scenario}, {seeds} seed{'s' * (seeds != 1)}", fontsize=8)
+    return dataset
 
 # %% ../nbs/34_pictures.ipynb #839fa537
 def plot_scores(is_anomaly: np.ndarray, ranks: np.ndarray, axes: Sequence[Axes]) -> None:
@@ -382,7 +417,7 @@ def write_reports(results: str | Path = "figures/results", figures: str | Path =
     """
     return [*write_tables(results, figures), *write_figure3(results, figures), *write_findings(results, figures)]
 
-
+# %% ../nbs/34_pictures.ipynb #23241402
 def _recorded(results: str | Path) -> pd.DataFrame:
     "The current records, with how far each was from the paper's scale."
     return with_scale(current(read_records(results)), results)
@@ -396,7 +431,8 @@ def _short(records: pd.DataFrame) -> pd.DataFrame:
 def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
     """Write `table1` ... `table4` and `digits` (.md, .csv), where there is a record of theirs, and a picture for each
     data set (`mnist.png`, `mnist-one-class.png`, ...); `table5`; and what spans the tables: `ranks` (.md, .csv, .png),
-    `pairs` (.md, .csv), `overview.png`, `clusters.png` and `seconds.png`. Returns the paths."""
+    `pairs` (.md, .csv), `overview.png`, `clusters.png`, `seconds.png`, and `stages.png` where the folder that holds
+    `results` has an `ablation.csv`. Returns the paths."""
     records, paths = _recorded(results), []
     if not len(records):
         return paths
@@ -411,7 +447,17 @@ def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
     if "clusters.nmi" in real and len(real[real.settings != "smoke"].dropna(subset=["clusters.nmi"])):
         paths.append(_save(Path(figures) / "clusters.png", (7, 4.2), lambda figure: plot_clusters(
             real, figure.subplots())))
+    if len(rows := read_rows(Path(results).parent / "ablation.csv")):
+        paths.append(_save(Path(figures) / "stages.png", (7.5, 6), functools.partial(_draw_stages, rows)))
     return paths
+
+# %% ../nbs/34_pictures.ipynb #23241403
+def _draw_stages(rows: pd.DataFrame, figure: Figure) -> None:
+    "The figure of the stages with its legend."
+    axes = figure.subplots(3, 3, sharex=True, sharey=True)
+    plot_stages(rows, axes)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8,
+                  frameon=False)
 
 # %% ../nbs/34_pictures.ipynb #23241401
 def write_figure3(results: str | Path, figures: str | Path) -> list[Path]:
@@ -469,7 +515,7 @@ def _write_overview(records: pd.DataFrame, figures: Path, pairs: pd.DataFrame) -
         records, figure.subplots())))
     return paths
 
-
+# %% ../nbs/34_pictures.ipynb #7c6d1988
 def _draw_figure3(figure: Figure, points: pd.DataFrame, records: pd.DataFrame) -> None:
     "Figure 3 with its legend and the number of points run."
     axes = figure.subplots(2, 3, sharey=True)
