@@ -604,7 +604,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = "finished runs are recorded, the same command goes on from there"
         print(f"clad: interrupted; {kept if words.command == 'reproduce' else 'nothing was changed'}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
-        print(f"clad: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError, ImportError) as error:
+        said = re.sub(r"^\[Errno \d+\] ", "", str(error) or type(error).__name__)
+        print(f"clad: {' '.join(said.split())}", file=sys.stderr)
         return 1
     return 0
