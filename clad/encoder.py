@@ -97,7 +97,7 @@ def remembered(images: np.ndarray, compute, folder: str | Path | None, name: str
         known |= {prints[i]: row for i, row in zip(new, rows)}
     return np.stack([known[key] for key in prints])
 
-# %% ../nbs/17_encoder.ipynb #9c14d5c6
+# %% ../nbs/17_encoder.ipynb #a5d2871d
 NAMED = ("'auto', a name of timm's, a torch module or a function", lambda v: isinstance(v, str) or callable(v))
 
 
@@ -106,7 +106,8 @@ class EncoderNeighbours(Member):
 
     encoder: "auto" (EfficientNet-Lite0 of the extra `encoder`), a name of timm's, or a module or function that takes
     float32 [N,3,S,S] in [0, 1] and gives [N,D]. size: S, or None for 96 to 224 by the images. most: normal images that
-    are kept for comparison, chosen by their bytes, so that order and seed change nothing. Only named encoders can be saved, and their features remembered in the store.
+    are kept for comparison, chosen by their bytes, so that order and seed change nothing. Only named encoders can be
+    saved, and their features remembered in the store.
     """
 
     name, stored = "encoder", False

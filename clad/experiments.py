@@ -37,7 +37,7 @@ from .baselines.kernel import OCSVM, SVDD, gram_bytes
 from .data import ImageSet, load_dataset
 from .files import check_folder, write_atomically  # noqa: F401
 from clad.runs import (
-    METHODS,
+    METHODS,  # noqa: F401
     Run,
     build,
     measure,
