@@ -42,6 +42,7 @@ BIN   = $(VENV)/bin
 STAMP = $(VENV)/installed
 # one thread per process: OpenMP threads of neighbouring processes would wait for each other
 ALONE = OMP_NUM_THREADS=1
+CORES = $$($(BIN)/python -c "import joblib; print(min(joblib.cpu_count(), 4))")
 FITS  = import ensurepip, sys, venv; print("fits" if (3, 11) <= sys.version_info < (3, 14) else "")
 
 # one word for the shell, whatever is in it; each word of a list; a flag with its value, or with its values, if any
@@ -68,15 +69,16 @@ reproduce-all: $(STAMP)
 	@$(BIN)/clad reproduce --all $(HOW) $(PLACES)
 
 figures: $(STAMP)
-	@$(BIN)/clad figures $(call flag,results,$(RESULTS))
+	@$(BIN)/clad figures $(call flag,results,$(RESULTS)) --runs=figures/runs
+	@$(BIN)/python tools/drawn.py
 
 # tools/alive.py passes a command's output on, and says every few seconds that it goes on
 test: $(STAMP)
 	$(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests/test_sync.py
 	$(BIN)/ruff check --quiet clad nbs tests tools
-	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/nbdev_test --do_print \
-	    --n_workers $$($(BIN)/python -c "import joblib; print(min(joblib.cpu_count(), 4))")
-	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests --ignore=tests/test_sync.py
+	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/nbdev_test --do_print --n_workers $(CORES)
+	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests --ignore=tests/test_sync.py \
+	    -n $(CORES) --dist loadfile
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -25,12 +25,16 @@ _HOMES = {
     "data": ("load_dataset",),
     "dec": ("DEC", "GivenLabels", "KMeansLabels", "RandomLabels"),
     "detector": ("CLAD",),
+    "dirty": ("suspects",),
     "encoder": ("EncoderKNN", "EncoderNeighbours"),
     "floors": ("GCN", "HOG", "Patches"),
     "folders": ("read_pictures",),
+    "howmany": ("suggest_n_clusters",),
     "images": ("from_folder",),
+    "monitor": ("DriftMonitor",),
     "odin": ("Energy", "MaxSoftmax", "Neighbours", "ODIN"),
     "plus": ("CLADPlus",),
+    "reasons": ("Reasons",),
     "report": ("score_pictures", "write_report", "write_scores"),
     "scenarios": ("get_scenario",),
     "training": ("Stage",),
@@ -56,18 +60,22 @@ if TYPE_CHECKING:
     from clad.dec import KMeansLabels as KMeansLabels
     from clad.dec import RandomLabels as RandomLabels
     from clad.detector import CLAD as CLAD
+    from clad.dirty import suspects as suspects
     from clad.encoder import EncoderKNN as EncoderKNN
     from clad.encoder import EncoderNeighbours as EncoderNeighbours
     from clad.floors import GCN as GCN
     from clad.floors import HOG as HOG
     from clad.floors import Patches as Patches
     from clad.folders import read_pictures as read_pictures
+    from clad.howmany import suggest_n_clusters as suggest_n_clusters
     from clad.images import from_folder as from_folder
+    from clad.monitor import DriftMonitor as DriftMonitor
     from clad.odin import ODIN as ODIN
     from clad.odin import Energy as Energy
     from clad.odin import MaxSoftmax as MaxSoftmax
     from clad.odin import Neighbours as Neighbours
     from clad.plus import CLADPlus as CLADPlus
+    from clad.reasons import Reasons as Reasons
     from clad.report import score_pictures as score_pictures
     from clad.report import write_report as write_report
     from clad.report import write_scores as write_scores

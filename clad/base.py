@@ -100,7 +100,7 @@ def _seed(random_state: Any) -> int | None:
         return random_state
     raise ValueError(f"random_state is {random_state!r}: it must be None, a whole number from 0 on or a RandomState.")
 
-# %% ../nbs/55_base.ipynb #9a029f3c
+# %% ../nbs/55_base.ipynb #d6033fb0
 class Decisions:
     """What follows from the scores of held-out normal images: threshold, verdict, p-values, certificate, update.
 
@@ -118,6 +118,7 @@ class Decisions:
         """
         self._check_alpha()
         scores = self.score_samples(X)
+        self.fit_report_.pop("picked", None)
         return self._calibrated(scores, self._clusters(X), _numbered(groups, len(scores)))
 
     def _calibrated(self, scores: np.ndarray, clusters: np.ndarray | None, names: np.ndarray) -> "Decisions":
@@ -125,6 +126,7 @@ class Decisions:
         vars(self).pop("calibration_clusters_", None)
         if clusters is not None:
             self.calibration_clusters_ = clusters
+            self.fit_report_["scarce_clusters"] = self.scarce_clusters_
         if problem := self._too_few():
             self.fit_report_["warnings"].append(problem)
             warnings.warn(f"{type(self).__name__}: {problem}", UserWarning, stacklevel=3)
@@ -133,8 +135,8 @@ class Decisions:
     def _clusters(self, X) -> np.ndarray | None:
         "Cluster of each image, int64 [N]; None where this detector has none, or none for new images."
         try:
-            return self.predict_cluster(X)
-        except (AttributeError, ValueError):
+            return self.predict_cluster(X) if hasattr(self, "predict_cluster") else None
+        except ValueError:
             return None
 
     def _too_few(self) -> str:
@@ -220,9 +222,13 @@ class Decisions:
     def certificate(self, confidence: float = 0.95) -> Certificate:
         """What holds for this threshold: "With 95 % confidence the false-alarm rate is at most ..." (`str`, `rate`).
 
-        Raises NotFittedError without a calibration, ValueError where it is too small for `alpha`.
+        Raises NotFittedError without a calibration, ValueError where it is too small for `alpha`, or where images that
+        a person picked are part of it.
         """
         self.offset_  # noqa: B018
+        if self.fit_report_.get("picked"):
+            raise ValueError(f"{self.fit_report_['picked']} images of the calibration were picked by a person, so they "
+                             "are no sample to certify by: call calibrate(X) with normal images taken as they come.")
         return certify(self.calibration_scores_, self.alpha, confidence, self.calibration_groups_)
 
     def update(self, X, groups=None, picked: bool = False) -> "Decisions":
@@ -242,6 +248,8 @@ class Decisions:
             self._remember(images[keep])
         if count.any():
             self._add_to_calibration(self.score_samples(images[count]), images[count], names[count])
+        if picked and count.any():
+            self.fit_report_["picked"] = self.fit_report_.get("picked", 0) + int(count.sum())
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
         return self

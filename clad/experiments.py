@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['KERNEL', 'AUTO', 'PROBE', 'PRIOR', 'DISK', 'KILLED', 'run', 'sizes', 'memory', 'width', 'estimate', 'batch_folder',
-           'ticker', 'duration', 'default_jobs', 'execute']
+           'ticker', 'duration', 'default_jobs', 'execute', 'longest_first']
 
 # %% ../nbs/31_experiments.ipynb #a0aa15f3
 import importlib
+import itertools
 import json
 import math
 import os
@@ -37,7 +38,6 @@ from .baselines.kernel import OCSVM, SVDD, gram_bytes
 from .data import ImageSet, load_dataset
 from .files import check_folder, write_atomically  # noqa: F401
 from clad.runs import (
-    METHODS,
     Run,
     build,
     measure,
@@ -57,11 +57,11 @@ def _carry_out(one: Run, train: ImageSet, test: ImageSet, fingerprints: Mapping[
                **options: Any) -> dict[str, Any]:
     "Fit, score, evaluate and write the record of a run; returns the record. `options` are those of `build`."
     resettable = reset_peak()
-    detector = build(one, **options)
-    outcome, score, seconds = measure(detector, get_scenario(one.dataset, one.scenario).split(train, test))
+    detector, split = build(one, **options), get_scenario(one.dataset, one.scenario).split(train, test)
+    outcome, score, seconds = measure(detector, split)
     origin = provenance(detector, seconds, fingerprints, peak_memory() if resettable else None)
     record = {"identity": one.identity(), "outcome": outcome, "provenance": origin}
-    write_record(record, score, one.path(results))
+    write_record(record, score, one.path(results), split.is_anomaly)
     return record
 
 # %% ../nbs/31_experiments.ipynb #7406ca39
@@ -138,7 +138,7 @@ def width(need: int, jobs: int) -> int:
 
 # %% ../nbs/31_experiments.ipynb #67404263
 AUTO = 100_000    # images of 28x28 numbers that a stage with epochs="auto" sees, about
-PROBE = 256    # images of a measurement
+PROBE = 128    # images of a measurement
 
 
 def _cost(seconds: Mapping[str, float]) -> float:
@@ -477,7 +477,7 @@ def _batch(runs: list[Run], jobs: int, backend: str, results: Path, say: Callabl
         status: dict[int, tuple[str, str]] = {}
         with ticker(line) if say else nullcontext():
             for n in sorted(set(widths.tolist()), reverse=True):
-                chosen = np.flatnonzero(widths == n).tolist()
+                chosen = [i for i in longest_first(runs, forecast.seconds) if widths[i] == n]
                 for part in [chosen] if n > 1 or jobs == 1 else [[i] for i in chosen]:
                     status |= _spread(part, runs, min(max(n, 2), jobs), partial(work, wait=False), batch)
             busy = [i for i, (what, _) in status.items() if what == "busy"]
@@ -486,6 +486,15 @@ def _batch(runs: list[Run], jobs: int, backend: str, results: Path, say: Callabl
     for i in (i for i, what in status.items() if what == KILLED):
         write_failure(runs[i], KILLED[1], "", results)
     return {runs[i]: what for i, what in status.items()}
+
+# %% ../nbs/31_experiments.ipynb #31a00001
+def longest_first(runs: list[Run], seconds: Iterable[float]) -> list[int]:
+    """Numbers of the runs in the order in which they start: the longest first, so that no worker has one left at the
+    end, but only among neighbours on one data set, because a worker keeps the data of the run before."""
+    order, expected = [], np.nan_to_num(np.asarray(list(seconds), dtype=float), nan=np.inf)
+    for _, block in itertools.groupby(range(len(runs)), key=lambda i: runs[i].dataset):
+        order += sorted(block, key=lambda i: -expected[i])
+    return order
 
 # %% ../nbs/31_experiments.ipynb #592121de
 def _announcement(runs: list[Run], forecast: pd.DataFrame, jobs: int, backend: str, results: Path) -> str:

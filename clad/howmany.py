@@ -18,7 +18,7 @@ from sklearn.mixture import GaussianMixture
 
 from .images import check_images
 
-# %% ../nbs/45_how_many.ipynb #2f35989e
+# %% ../nbs/45_how_many.ipynb #9a728615
 def suggest_n_clusters(X, candidates: Iterable[int] = range(2, 11), repeats: int = 10, tolerance: float = 0.05,
                        random_state: int = 0) -> tuple[int, pd.DataFrame]:
     """A number of hidden classes, and the evidence for it.
@@ -44,7 +44,7 @@ def suggest_n_clusters(X, candidates: Iterable[int] = range(2, 11), repeats: int
     slack = max(tolerance, table["stability_sd"][table["stability"].idxmax()] / repeats**0.5)
     return int(table["n_clusters"][table["stability"] >= best - slack].max()), table
 
-
+# %% ../nbs/45_how_many.ipynb #275c1542
 def _one_repeat(rows: np.ndarray, k: int, seed: list[int]) -> tuple[float, float]:
     "Agreement of two halves on all rows; log-likelihood per row of the second half under a mixture on the first."
     rng = np.random.default_rng([*seed, k])

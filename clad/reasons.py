@@ -74,7 +74,7 @@ class Reason:
         return (f"p = {self.p_value:.2g}. Nearest hidden class {self.hidden_class} (p = {self.class_p_value:.2g} among "
                 f"its {self.class_size} normal images){second}.{spoke}")
 
-# %% ../nbs/43_reasons.ipynb #086093aa
+# %% ../nbs/43_reasons.ipynb #631d7e4b
 class Reasons:
     """Explains the scores of a fitted detector by normal pictures.
 
@@ -141,9 +141,9 @@ class Reasons:
         return where[np.linalg.norm(rows[where] - centre, axis=1).argsort()[: self.show]]
 
     def _members_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        "Normality by each member of the score, where the detector says (`members(X)`); else the score alone."
-        members = getattr(self.detector, "members", None)
-        return {"score": self.detector.score_samples(images)} if members is None else members(images)
+        "Normality by each member of the score where the detector has some (`side_scores`), else the score alone."
+        members = self.detector.side_scores(images)
+        return members if len(members) > 1 else {"score": self.detector.score_samples(images)}
 
     def _calibration(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Scores, groups and hidden classes of the normal images that p-values are counted among."

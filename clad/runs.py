@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OWN', 'REVISION', 'FIXED', 'PARTS', 'FIGURE3', 'method_of', 'Run', 'record_path', 'ranks_path',
-           'failure_path', 'read_record', 'read_ranks', 'write_record', 'measure', 'audit', 'reset_peak', 'peak_memory',
-           'without_paths', 'provenance', 'recorded', 'write_failure', 'build', 'grid', 'paper_plan', 'read_records']
+           'truth_path', 'failure_path', 'read_record', 'read_ranks', 'write_record', 'write_truth', 'read_truth',
+           'measure', 'audit', 'reset_peak', 'peak_memory', 'without_paths', 'provenance', 'recorded', 'write_failure',
+           'build', 'grid', 'paper_plan', 'read_records']
 
 # %% ../nbs/30_runs.ipynb #a0aa15f3
 import hashlib
@@ -156,6 +157,11 @@ def ranks_path(record: str | Path) -> Path:
     return Path(record).with_suffix(".ranks.npy")
 
 
+def truth_path(record: str | Path) -> Path:
+    "Where it lies which test images of the scenario are anomalies, for the record at path `record` and its neighbours."
+    return Path(record).with_name("truth.npy")
+
+
 def failure_path(record: str | Path) -> Path:
     "Where the reason lies for which the run with the record at path `record` failed, if it did."
     return Path(record).with_suffix(".failed.json")
@@ -198,14 +204,43 @@ def read_ranks(record: str | Path) -> np.ndarray:
     return ranks
 
 # %% ../nbs/30_runs.ipynb #443b6ef1
-def write_record(record: Mapping[str, Any], anomaly_score: np.ndarray, path: str | Path) -> Path:
-    "Write the dense ranks of the scores and then the record itself, each atomically; returns the record's path."
+def write_record(record: Mapping[str, Any], anomaly_score: np.ndarray, path: str | Path,
+                 is_anomaly: np.ndarray | None = None) -> Path:
+    """Write the dense ranks of the scores, which test images are anomalies (bool [N], if given) and then the record
+    itself, each atomically; returns the record's path."""
     ranks = io.BytesIO()
     np.save(ranks, dense_ranks(anomaly_score), allow_pickle=False)
     write_atomically(ranks_path(path), ranks.getvalue())
+    if is_anomaly is not None:
+        write_truth(is_anomaly, path)
     write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     failure_path(path).unlink(missing_ok=True)
     return Path(path)
+
+# %% ../nbs/30_runs.ipynb #7a0f1e01
+def write_truth(is_anomaly: np.ndarray, record: str | Path) -> Path:
+    "Keep bool [N], which test images are anomalies, for all records of a scenario; nothing is written if it is there."
+    bits, path, content = np.packbits(is_anomaly), truth_path(record), io.BytesIO()
+    np.save(content, bits, allow_pickle=False)
+    if not path.is_file() or path.read_bytes() != content.getvalue():
+        write_atomically(path, content.getvalue())
+    return path
+
+
+def read_truth(record: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Which test images are anomalies, bool [N], and the ranks [N] of their scores, for the record at this path.
+
+    Raises FileNotFoundError where one of them is not kept, and ValueError where both do not give the record's AUROC:
+    then they are of different versions of the data.
+    """
+    ranks, path = read_ranks(record), truth_path(record)
+    if not path.is_file():
+        raise FileNotFoundError(f"no truth at {path}: run a method of the scenario, or tools/truth.py")
+    truth = np.unpackbits(np.load(path, allow_pickle=False)).astype(bool)[:len(ranks)]
+    stored = read_record(record)["outcome"]["auroc"]
+    if len(truth) != len(ranks) or abs(auroc(truth, ranks) - stored) > 1e-9:
+        raise ValueError(f"{record}: the ranks and the truth beside it do not give its AUROC; delete and run again")
+    return truth, ranks
 
 # %% ../nbs/30_runs.ipynb #54dca699
 def measure(detector: Detector, split: Split) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:

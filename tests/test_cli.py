@@ -14,7 +14,7 @@ import pytest
 
 import clad
 from clad import data, experiments, files, runs
-from clad.cli import check_parameters, main, render
+from clad.cli import check_parameters, kernel_for_many, main, render
 
 ROOT = Path(clad.__file__).parents[1]
 NOTEBOOK = ROOT / "nbs" / "reports" / "scenario.ipynb"
@@ -142,7 +142,8 @@ def test_misspelt_parameter(tmp_path):
 
 @pytest.mark.parametrize("name, words", [
     ("scenario", "dataset scenario methods settings seeds n_clusters hidden_dim temperature epsilon results data_root"),
-    ("sweep", "dataset scenario settings seeds results")])
+    ("sweep", "dataset scenario settings seeds results"), ("tables", "results out"), ("figure3", "results out"),
+    ("findings", "results out")])
 def test_report_takes_every_parameter(name, words):
     path = NOTEBOOK.with_name(f"{name}.ipynb")
     check_parameters(path, words.split())
@@ -156,6 +157,40 @@ def test_a_report_does_not_compute(tmp_path, name):
     with pytest.raises(RuntimeError, match=r"no record of digits CUR CLAD smoke.* in .*: `clad reproduce( --sweep)?`"):
         render(NOTEBOOK.with_name(f"{name}.ipynb"), tmp_path / "out.ipynb", {"results": str(tmp_path / "r")}, ROOT)
     assert not list(tmp_path.rglob("*.json")) and not (tmp_path / "out.ipynb").exists()
+
+
+def test_summaries_need_records_and_pages_share_a_kernel_without_variables(tmp_path):
+    code = "import os\nprint(os.getpid(), 'mark' in globals())\nmark = 1"
+    source, said = notebook(tmp_path / "a.ipynb", code, "number: int = 1"), []
+    with kernel_for_many() as kernel:
+        for turn in "bc":
+            made = render(source, tmp_path / f"{turn}.ipynb", {"number": 2}, tmp_path, kernel())
+            said.append(nbformat.read(made, 4).cells[-1].outputs[0].text)
+        for name in ("tables", "figure3", "findings"):
+            with pytest.raises(RuntimeError, match="no records .*: `clad reproduce"):
+                render(NOTEBOOK.with_name(f"{name}.ipynb"), tmp_path / "out.ipynb", {"results": str(tmp_path / "r")},
+                       ROOT, kernel())
+    assert said[0] == said[1] and said[0].endswith(" False\n") and not (tmp_path / "out.ipynb").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said[0].split()[0]), 0)
+
+
+def test_figures_fill_in_the_reports(capsys, monkeypatch, tmp_path):
+    "From a store with one run of MNIST: the pages write what the command writes without them."
+    monkeypatch.chdir(ROOT)
+    kept = ROOT / "figures" / "results" / "mnist" / "CUR"
+    for name in ("CLAD-short-seed0.json", "CLAD-short-seed0.ranks.npy", "truth.npy"):
+        (tmp_path / "results/mnist/CUR").mkdir(parents=True, exist_ok=True)
+        shutil.copy(kept / name, tmp_path / "results/mnist/CUR")
+    places = [f"--results={tmp_path / 'results'}"]
+    assert main(["figures", *places, f"--figures={tmp_path / 'a'}"]) == 0
+    assert main(["figures", *places, f"--figures={tmp_path / 'b'}", f"--runs={tmp_path / 'runs'}"]) == 0
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab")
+    assert one == two and {"table1.csv", "mnist.png", "figure3.png", "findings.md"} <= set(one)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"tables.ipynb", "figure3.ipynb", "findings.ipynb"}
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert "needs a clone" in refused(capsys, "figures", *places, "--runs=runs")
 
 
 def test_executed_notebook_is_fit_to_publish(tmp_path):

@@ -32,9 +32,9 @@ def outcomes(results) -> dict[str, tuple]:
 
 
 def rest(results) -> list[str]:
-    "What lies below a store besides records, ranks and the locks of runs."
+    "What lies below a store besides records, ranks, truths and the locks of runs."
     found = [path.relative_to(results).as_posix() for path in Path(results).rglob("*") if path.is_file()]
-    return [name for name in found if not re.search(r"seed\d(\.ranks\.npy|\.json)$|^\.batch/locks/", name)]
+    return [name for name in found if not re.search(r"seed\d(\.ranks\.npy|\.json)$|/truth\.npy$|^\.batch/locks/", name)]
 
 
 @pytest.fixture(scope="module")

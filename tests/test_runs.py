@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from stubs import DistanceToMean
 
-from clad import experiments, files, reports, runs
+from clad import experiments, files, pictures, reports, runs
 from clad.data import load_dataset
 from clad.runs import Run
 from clad.scenarios import Split, get_scenario
@@ -29,8 +29,8 @@ def run(results, scenario="CUR", **arguments):
 
 
 def visible(folder) -> list[str]:
-    "Files below a folder that are not hidden."
-    found = [path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file()]
+    "Files below a folder that are not hidden, without those that say which test images are anomalies."
+    found = [path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file() and path.stem != "truth"]
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
 
@@ -219,7 +219,7 @@ def test_reports_are_made_from_records_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "load_dataset", lambda *_: pytest.fail("data were loaded"))
     made = []
     for folder in ("one", "two"):
-        paths = reports.write_reports(tmp_path / "results", tmp_path / folder)
+        paths = pictures.write_reports(tmp_path / "results", tmp_path / folder)
         made.append({path.name: path.read_bytes() for path in paths})
     assert made[0] == made[1] and {"digits.md", "digits.csv", "digits.png"} <= set(made[0])
     table = pd.read_csv(tmp_path / "one" / "digits.csv")
@@ -249,3 +249,12 @@ def test_the_records_of_this_repository_are_read():
     for row in records.itertuples():
         one = Run(row.dataset, row.scenario, row.method, row.settings, row.seed, json.loads(row.overrides))
         assert one.path("").as_posix() == row.path, "this record would not be found again"
+
+
+def test_the_ranks_of_this_repository_give_their_auroc():
+    results = ROOT / "figures" / "results"
+    if not results.is_dir():
+        pytest.skip("needs a checkout")
+    for path in runs.read_records(results).path:
+        truth, ranks = runs.read_truth(results / path)
+        assert 0 < truth.sum() < len(ranks)

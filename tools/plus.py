@@ -1,0 +1,181 @@
+"""What each part of CLADPlus brings, and whether it helps to know the hidden classes, on the development scenarios.
+
+usage: python tools/plus.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL cifar10/THG tiny-imagenet/STRT] [--seed 0]
+                            [--cache FOLDER] [--labels] [--budget 40000]
+
+Columns: dataset, scenario, seed, part, choice, auroc. Rows that OUT.csv holds are not computed again. Parts:
+  member   one opinion alone
+  without  the vote without one member (the network of chapter 18 is one member)
+  vote     scales and weights: equal, by the turn test, by the best weights for the test labels ("oracle")
+  encoder  its share of the vote: none, by the spread of its features, a half, all, and the oracle's
+  score    hidden classes in the score: none, found (k-means, 10), over-split (50), true; for two distances, on the
+           features of the network of chapter 18 and of the encoder
+  labels   hidden classes in the labels (--labels): a network of `--budget` pictures that tells turns alone (none), or
+           turns and classes that are found, over-split, or true; the distance is `near`
+"""
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import KMeans
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from torch.nn import functional as F
+
+from clad.ablation import write_rows
+from clad.data import load_dataset
+from clad.encoder import EncoderNeighbours, by_content
+from clad.metrics import auroc
+from clad.plus import CLADPlus
+from clad.runs import Run, build
+from clad.scenarios import get_scenario
+from clad.training import Pixels, channel_statistics
+from clad.transforms import TurnNet, nearest, shifted, sized, turned
+
+DEVELOPMENT = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT")
+SHARES = np.linspace(0, 1, 11)
+
+
+def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
+    "AUROC by (part, choice) of the opinions of a fitted CLADPlus, alone and together."
+    z, m, rows = detector.opinions(split.test.images), detector.members_, {}
+    share = m["encoder"]["weight"] if "encoder" in m else 0.0
+    network = (z.pop("near") + z.pop("turn")) / 2
+    rows |= {("member", name): v for name, v in detector.opinions(split.test.images).items()}
+    own = {"gcn": z["gcn"], "hog": z["hog"], "network": network}
+    weights = {name: m[name]["weight"] / (1 - share) for name in ("gcn", "hog")}
+    weights["network"] = 1 - sum(weights.values())
+    for left in own:
+        rows["without", left] = sum(weights[name] * v for name, v in own.items() if name != left)
+    rows["vote", "equal"] = sum(own.values())
+    rows["vote", "turn test"] = scratch = sum(weights[name] * v for name, v in own.items())
+    areas = {key: float(auroc(split.is_anomaly, v)) for key, v in rows.items()}
+    areas["vote", "oracle"] = max(
+        auroc(split.is_anomaly, a * own["gcn"] + b * own["hog"] + (1 - a - b) * own["network"])
+        for a, b in itertools.product(SHARES, SHARES) if a + b <= 1 + 1e-9)
+    if share:
+        for choice, part in (("none", 0.0), ("by spread", share), ("half", 0.5), ("all", 1.0)):
+            areas["encoder", choice] = float(auroc(split.is_anomaly, (1 - part) * scratch + part * z["encoder"]))
+        areas["encoder", "oracle"] = max(auroc(split.is_anomaly, (1 - p) * scratch + p * z["encoder"]) for p in SHARES)
+    return areas
+
+
+def classes_of(rows: np.ndarray, hidden: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    "Labels of rows [n,D]: none, found (10), over-split (50), true."
+    return {"none": np.zeros(len(rows), int), "found": KMeans(10, n_init=3, random_state=seed).fit_predict(rows),
+            "over-split": KMeans(50, n_init=1, random_state=seed).fit_predict(rows), "true": hidden}
+
+
+def scores(normal: np.ndarray, hidden: np.ndarray, test: np.ndarray, odd: np.ndarray, seed: int, what: str) -> dict:
+    """AUROC by (part, choice): Gaussians, one for each class with a common covariance (distance to the nearest), and
+    the distance to the third neighbour over the median of that distance in the neighbour's class."""
+    pca = PCA(min(64, normal.shape[1]), random_state=seed).fit(normal)
+    a, b, rows = pca.transform(normal), pca.transform(test), {}
+    x, y = torch.from_numpy(normal), torch.from_numpy(test)
+    far = nearest(y, x, 3).numpy()
+    place = np.concatenate([(part @ x.T).argmax(1).numpy() for part in y.split(1024)])
+    own = nearest(x, x, 4).numpy()    # the first neighbour is the image itself
+    for choice, labels in classes_of(a, hidden, seed).items():
+        names, labels = np.unique(labels, return_inverse=True)
+        means = np.stack([a[labels == k].mean(0) for k in range(len(names))])
+        precision = LedoitWolf().fit(a - means[labels]).precision_
+        gaps = [np.einsum("nd,de,ne->n", b - mean, precision, b - mean) for mean in means]
+        rows["score", f"{what}: Gaussians, {choice}"] = float(auroc(odd, np.min(gaps, 0)))
+        typical = np.array([np.median(own[labels == k]) for k in range(len(names))])
+        aligned = far / np.maximum(typical, 1e-6)[labels[place]]
+        rows["score", f"{what}: neighbours, {choice}"] = float(auroc(odd, aligned))
+    return rows
+
+
+def joint(images: np.ndarray, labels: np.ndarray | None, test: np.ndarray, odd: np.ndarray, seed: int,
+          budget: int, size: int = 64) -> float:
+    "AUROC of `near` after training on turns and, where given, labels [n] of classes, with a head of their own."
+    torch.manual_seed(seed)
+    pixels, other = (Pixels(v, *channel_statistics(images), torch.device("cpu")) for v in (images, test))
+    net = TurnNet(images.shape[1]).to(memory_format=torch.channels_last).train()
+    count = 0 if labels is None else int(labels.max()) + 1
+    head = torch.nn.Linear(net.head.in_features, max(1, count))
+    steps, answer = budget // (4 * size), torch.arange(4).repeat_interleave(size)
+    optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], 0.1, momentum=0.9, weight_decay=5e-4,
+                                nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps + 1)
+    for _ in range(steps):
+        index = np.random.default_rng(int(torch.randint(2**31, ()))).choice(len(images), size, replace=False)
+        h = net.features(turned(shifted(sized(pixels[index]))))
+        loss = F.cross_entropy(net.head(h), answer)
+        if count:
+            loss = loss + F.cross_entropy(head(h), torch.from_numpy(labels[index]).long().repeat(4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return float(auroc(odd, near(net, pixels, other)))
+
+
+@torch.inference_mode()
+def near(net: TurnNet, normal: Pixels, other: Pixels, most: int = 5_000) -> np.ndarray:
+    "Mean over turns of the distance to the third neighbour among at most so many normal images turned alike."
+    net.eval()
+    some = Pixels(normal.images[:: -(-len(normal) // most)], normal.mean, normal.std, normal.device)
+    bank, rows = (torch.cat([F.normalize(net.features(turned(sized(x))), dim=1).view(4, len(x), -1)
+                             for x in v.batches(256)], 1) for v in (some, other))
+    return torch.stack([nearest(rows[r], bank[r], 3) for r in range(4)]).mean(0).numpy()
+
+
+def several(array: np.ndarray, most: int) -> np.ndarray:
+    "At most about so many, evenly spread."
+    return array[:: -(-len(array) // most)]
+
+
+def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, str], float]:
+    "All rows of one scenario."
+    split = get_scenario(dataset, name).split(*load_dataset(dataset))
+    method = "CLADPlusEncoder" if args.encoder else "CLADPlus"
+    detector = build(Run(dataset, name, method, seed=seed), cache_dir=args.cache).fit(split.train.images,
+                                                                                      groups=split.train.groups)
+    rows = votes(detector, split)
+    index = by_content(split.train.images, 4_000)
+    train, hidden = split.train.images[index], split.train.labels[index]
+    test, odd = several(split.test.images, 2_500), several(split.is_anomaly, 2_500)
+    net = detector.transforms_
+    what = {"turns": lambda v: net._seen(net._pixels(v, torch.device("cpu")))[0][0].numpy()}
+    if args.encoder:
+        encoder: EncoderNeighbours = detector.frozen_
+        what["encoder"] = lambda v: encoder._rows(encoder._pixels(v, torch.device("cpu")))
+    described = {key: (rows_of(train), rows_of(test)) for key, rows_of in what.items()}
+    for key, (a, b) in described.items():
+        rows |= scores(a, hidden, b, odd, seed, key)
+    if args.labels:
+        for choice, labels in classes_of(described["turns"][0], hidden, seed).items():
+            given = None if choice == "none" else np.unique(labels, return_inverse=True)[1]
+            rows["labels", choice] = joint(train, given, test, odd, seed, args.budget)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--scenarios", nargs="+", default=DEVELOPMENT)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache")
+    parser.add_argument("--labels", action="store_true")
+    parser.add_argument("--encoder", action="store_true", help="with the encoder of the extra `encoder`")
+    parser.add_argument("--budget", type=int, default=40_000)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    key = ["dataset", "scenario", "seed", "part", "choice"]
+    for scenario in args.scenarios:
+        dataset, name = scenario.split("/")
+        found = scenario_rows(dataset, name, args.seed, args)
+        new = pd.DataFrame([(dataset, name, args.seed, *k, v) for k, v in found.items()], columns=[*key, "auroc"])
+        old = pd.read_csv(args.out) if Path(args.out).exists() else new[:0]
+        rows = pd.concat([old, new]).drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
+        write_rows(rows.round({"auroc": 5}), args.out)
+        print(new.to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
