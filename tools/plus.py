@@ -43,11 +43,12 @@ def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
     "AUROC by (part, choice) of the opinions of a fitted CLADPlus, alone and together."
     z, m, rows = detector.opinions(split.test.images), detector.members_, {}
     share = m["encoder"]["weight"] if "encoder" in m else 0.0
-    network = (z.pop("near") + z.pop("turn")) / 2
+    weights = {name: v["weight"] / (1 - share) for name, v in m.items() if name != "encoder"}
+    vote = weights["near"] + weights["turn"]
+    network = (weights["near"] * z.pop("near") + weights["turn"] * z.pop("turn")) / vote
     rows |= {("member", name): v for name, v in detector.opinions(split.test.images).items()}
     own = {"gcn": z["gcn"], "hog": z["hog"], "network": network}
-    weights = {name: m[name]["weight"] / (1 - share) for name in ("gcn", "hog")}
-    weights["network"] = 1 - sum(weights.values())
+    weights["network"] = vote
     for left in own:
         rows["without", left] = sum(weights[name] * v for name, v in own.items() if name != left)
     rows["vote", "equal"] = sum(own.values())
