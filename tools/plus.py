@@ -42,11 +42,11 @@ SHARES = np.linspace(0, 1, 11)
 def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
     "AUROC by (part, choice) of the opinions of a fitted CLADPlus, alone and together."
     z, m, rows = detector.opinions(split.test.images), detector.members_, {}
+    rows |= {("member", name): v for name, v in z.items()}
     share = m["encoder"]["weight"] if "encoder" in m else 0.0
     weights = {name: v["weight"] / (1 - share) for name, v in m.items() if name != "encoder"}
     vote = weights["near"] + weights["turn"]
     network = (weights["near"] * z.pop("near") + weights["turn"] * z.pop("turn")) / vote
-    rows |= {("member", name): v for name, v in detector.opinions(split.test.images).items()}
     own = {"gcn": z["gcn"], "hog": z["hog"], "network": network}
     weights["network"] = vote
     for left in own:
