@@ -174,6 +174,10 @@ class EncoderNeighbours(Member):
     def _far(self, rows):
         return self.search_.kneighbors(rows)[0][:, -1].astype(np.float64)
 
+    def remember(self, X) -> None:
+        "More normal images to compare with: no distance grows (from k images on)."
+        self._index(np.concatenate([self.bank_, self._rows(self._pixels(X, self.device_))]))
+
     def _tensors(self):
         return {"bank": torch.from_numpy(self.bank_)}
 

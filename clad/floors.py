@@ -133,6 +133,12 @@ class GCNNeighbours(Member):
     def _far(self, rows):
         return self.search_.kneighbors(self._project(rows))[0][:, -1].astype(np.float64)
 
+    def remember(self, X) -> None:
+        "More normal images to compare with: no distance grows (from k images on)."
+        rows = self._rows(self._pixels(X, resolve_device("cpu")))
+        self.bank_ = np.concatenate([self.bank_, self._project(rows)])
+        vars(self).pop("search_", None)
+
     def _tensors(self):
         return {name: torch.from_numpy(getattr(self, f"{name}_")) for name in ("mean_row", "directions", "bank")}
 

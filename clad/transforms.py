@@ -120,6 +120,10 @@ class Transforms(Member):
         near = torch.stack([nearest(features[r], self.bank_[r], self.k) for r in range(4)]).mean(0)
         return {"near": near.cpu().numpy(), "turn": -right.double().mean(0).cpu().numpy()}
 
+    def remember(self, X) -> None:
+        "More normal images to compare with: no distance to the nearest ones grows (from k images on)."
+        self.bank_ = torch.cat([self.bank_, self._seen(self._pixels(X, self.bank_.device))[0]], 1)
+
     def distance(self, X) -> np.ndarray:
         "`near` of images, float64 [N]."
         return self.distances(X)["near"]

@@ -100,6 +100,24 @@ def test_an_update_goes_through_the_file(remembering, tmp_path):
     assert (again.score_samples(x) >= remembering.score_samples(x) - 1e-9).all()
 
 
+def test_the_default_detector_remembers(tmp_path):
+    "CLADPlus: both of its searches grow, no score falls, an inverted digit that is called fine is fine."
+    x = pictures()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = clad.CLADPlus(budget=2_000, alpha=0.1, calibration_fraction=0.3).fit(x[:160])
+    before, count = model.score_samples(x), len(model.gcn_.bank_)
+    model.update(x[160:210])
+    assert (model.score_samples(x) >= before - 1e-9).all()
+    assert len(model.gcn_.bank_) == model.transforms_.bank_.shape[1] == count + 25
+    assert model.predict(255 - x[:1])[0] == -1
+    for _ in range(5):  # the fifth neighbour counts
+        model.update(255 - x[:1], picked=True)
+    assert model.predict(255 - x[:1])[0] == 1
+    model.save(tmp_path / "plus.clad")
+    assert np.array_equal(clad.load(tmp_path / "plus.clad").score_samples(x), model.score_samples(x))
+
+
 def test_two_updates_are_the_same_before_and_after_loading(remembering, tmp_path):
     "The lot that shares out the images depends on the fit and on the number of updates, not on the process."
     x = pictures()
