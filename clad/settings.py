@@ -145,10 +145,9 @@ def _clad(name: str, dataset: str | None, scenario: str | None) -> dict:
 def _kernel(name: str, dataset: str | None, scenario: str | None) -> dict:
     return {"statistics": released_statistics(dataset, scenario) if name == "released" else None}
 
-# %% ../nbs/52_settings.ipynb #bfdb4dfc
-SETTINGS = ("paper", "released", "short", "smoke")
+# %% ../nbs/52_settings.ipynb #0b03db93
 def _own(**short: Any) -> Callable[..., dict]:
-    "Settings of a method of this project's own: it has no row in the paper."
+    "Settings of a method of this project's own."
     def settings(name: str, dataset: str | None, scenario: str | None) -> dict:
         if name in ("paper", "released"):
             raise ValueError(f"settings {name!r}: this method is not in the paper; choose 'short' or 'smoke'.")
@@ -156,11 +155,13 @@ def _own(**short: Any) -> Callable[..., dict]:
     return settings
 
 
-_PLUS = dict(budget=120_000)
+_OWN = {"GCN": _own(), "HOG": _own(), "Patches": _own(), "EncoderKNN": _own(), "CLADPlus": _own(budget=120_000),
+        "CLADPlusEncoder": _own(budget=120_000, encoder="auto")}
+
+# %% ../nbs/52_settings.ipynb #bfdb4dfc
+SETTINGS = ("paper", "released", "short", "smoke")
 _METHODS: Mapping[str, Callable[..., dict]] = {"CLAD": _clad, "OCSVM": _kernel, "SVDD": _kernel, "DeepSVDD": _deepsvdd,
-                                               "OCNN": _ocnn, "OCCNN": _occnn,
-    **dict.fromkeys(("GCN", "HOG", "Patches", "EncoderKNN"), _own()), "CLADPlus": _own(**_PLUS),
-    "CLADPlusEncoder": _own(encoder="auto", **_PLUS)}
+                                               "OCNN": _ocnn, "OCCNN": _occnn, **_OWN}
 
 
 def named_settings(method: str, name: str, dataset: str | None = None, scenario: str | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Time and memory of `clad fit` and `clad score` on folders of 1,000, 10,000 and 60,000 pictures.
 
-usage: python tools/own_folders.py [--sizes N ...] [--detector NAME] [--out CSV]
+usage: python tools/own_folders.py [--sizes N ...] [--detector NAME] [--set NAME=VALUE ...] [--out CSV]
 
 MNIST is written as PNG files into a temporary folder, each size is read alone (streamed through a file), fitted and
 scored, as a user would with the command, and a row for each is added to figures/own_folders.csv: seconds on the clock
@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 60_000])
     parser.add_argument("--detector", default=default_detector()[0])
+    parser.add_argument("--set", nargs="+", default=[], help="parameters of the detector, as for clad fit")
     parser.add_argument("--read-only", action="store_true", help="neither fit nor score")
     parser.add_argument("--out", default="figures/own_folders.csv")
     words = parser.parse_args()
@@ -65,11 +66,12 @@ def main() -> None:
             model, table, page = place / "m.clad", place / "s.csv", place / "r.html"
             rows, wrote = {"read": measured(place / "pictures", place, code=READ)}, {"read": images[:n].nbytes}
             if not words.read_only:
-                rows["fit"] = measured("fit", place / "pictures", "--out", model, "--detector", words.detector)
+                rows["fit"] = measured("fit", place / "pictures", "--out", model, "--detector", words.detector,
+                                       *(word for pair in words.set for word in ("--set", pair)))
                 rows["score"] = measured("score", model, place / "pictures", "--out", table, "--report", page)
                 wrote |= {"fit": model.stat().st_size, "score": page.stat().st_size}
         new = pd.DataFrame([{"pictures": n, "png_mb": files / 1e6, "command": command,
-                             "detector": "" if command == "read" else words.detector,
+                             "detector": "" if command == "read" else " ".join([words.detector, *words.set]),
                              **row, "wrote_mb": wrote[command], "threads": os.environ.get("OMP_NUM_THREADS", "all"),
                              "machine": machine} for command, row in rows.items()])
         new["wrote_mb"] /= 1e6

@@ -116,8 +116,8 @@ def row(name: str, peer: Clad, normal: np.ndarray, groups, test: np.ndarray, odd
     done = time.perf_counter()
     alarms = peer.alarms(scores)
     version = "" if peer.package == Clad.package else importlib.metadata.version(peer.package)
-    return {"peer": name, "version": version, "auroc": float(auroc(odd, scores)), "fit": fitted - begun, "score": done - fitted,
-            "false_alarms": np.nan if alarms is None else float(np.mean(alarms[~odd]))}
+    return {"peer": name, "version": version, "auroc": float(auroc(odd, scores)), "fit": fitted - begun,
+            "score": done - fitted, "false_alarms": np.nan if alarms is None else float(np.mean(alarms[~odd]))}
 
 
 def main() -> None:
@@ -138,9 +138,9 @@ def main() -> None:
         normal, test = (encoder._rows(encoder._pixels(v, torch.device("cpu")))
                         for v in (split.train.images[index], split.test.images[::other]))
         groups = None if split.train.groups is None else split.train.groups[index]
+        normal, test, odd = normal.astype(np.float64), test.astype(np.float64), split.is_anomaly[::other]
         for peer, model in peers().items():
-            found = row(peer, model, normal.astype(np.float64), groups, test.astype(np.float64),
-                        split.is_anomaly[::other])
+            found = row(peer, model, normal, groups, test, odd)
             table.append({"dataset": dataset, "scenario": name, **found})
             print(table[-1], flush=True)
             write_rows(pd.DataFrame(table).round(4), args.out)

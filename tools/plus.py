@@ -42,12 +42,13 @@ SHARES = np.linspace(0, 1, 11)
 def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
     "AUROC by (part, choice) of the opinions of a fitted CLADPlus, alone and together."
     z, m, rows = detector.opinions(split.test.images), detector.members_, {}
+    rows |= {("member", name): v for name, v in z.items()}
     share = m["encoder"]["weight"] if "encoder" in m else 0.0
-    network = (z.pop("near") + z.pop("turn")) / 2
-    rows |= {("member", name): v for name, v in detector.opinions(split.test.images).items()}
+    weights = {name: v["weight"] / (1 - share) for name, v in m.items() if name != "encoder"}
+    vote = weights["near"] + weights["turn"]
+    network = (weights["near"] * z.pop("near") + weights["turn"] * z.pop("turn")) / vote
     own = {"gcn": z["gcn"], "hog": z["hog"], "network": network}
-    weights = {name: m[name]["weight"] / (1 - share) for name in ("gcn", "hog")}
-    weights["network"] = 1 - sum(weights.values())
+    weights["network"] = vote
     for left in own:
         rows["without", left] = sum(weights[name] * v for name, v in own.items() if name != left)
     rows["vote", "equal"] = sum(own.values())
