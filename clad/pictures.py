@@ -419,8 +419,9 @@ def write_reports(results: str | Path = "figures/results", figures: str | Path =
 
 # %% ../nbs/34_pictures.ipynb #23241402
 def _recorded(results: str | Path) -> pd.DataFrame:
-    "The current records, with how far each was from the paper's scale."
-    return with_scale(current(read_records(results)), results)
+    "The current records of the paper's methods, with how far each was from the paper's scale."
+    records = current(read_records(results))
+    return with_scale(records[records.method.isin(METHODS)], results)
 
 
 def _short(records: pd.DataFrame) -> pd.DataFrame:
