@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LATENT', 'RANGE10', 'CLAIMS', 'SIZES', 'SCOPE', 'UNCHECKED', 'Check', 'at_least', 'Evidence', 'printed', 'gather',
-           'seed_spread', 'beats', 'placed', 'outperforms', 'fail_on_hidden', 'comparable', 'stable', 'hardest',
-           'confused', 'more_than_four', 'marginal', 'tight', 'Claim', 'Judged', 'judge', 'expected_sizes', 'examine',
-           'suspects', 'coverage', 'effort', 'findings', 'write_findings']
+           'of_the_paper', 'seed_spread', 'beats', 'placed', 'outperforms', 'fail_on_hidden', 'comparable', 'stable',
+           'hardest', 'confused', 'more_than_four', 'marginal', 'tight', 'Claim', 'Judged', 'judge', 'expected_sizes',
+           'examine', 'suspects', 'coverage', 'effort', 'findings', 'write_findings']
 
 # %% ../nbs/33_claims.ipynb #33a00003
 import math
@@ -101,6 +101,12 @@ def gather(records: pd.DataFrame, results: str | Path, settings: str = "short",
     return Evidence(areas.reindex(index=places, columns=list(METHODS)), points[points.seeds > 0],
                     deepsvdd_mean(records, settings), seed_spread(clad[clad.dataset == "mnist"]), apart,
                     _mix_classes(clad, results), nmi, _nothing() if labels is None else labels)
+
+# %% ../nbs/33_claims.ipynb #33a0000a1
+def of_the_paper(results: str | Path) -> pd.DataFrame:
+    "The records of the paper's methods, without those of methods of this project's own."
+    records = read_records(results)
+    return records[records.method.isin(METHODS)].reset_index(drop=True)
 
 # %% ../nbs/33_claims.ipynb #33a0000b
 def seed_spread(records: pd.DataFrame) -> float:
@@ -602,7 +608,7 @@ def _entry(number: int, judged: Judged) -> str:
 # %% ../nbs/33_claims.ipynb #33a00033
 def findings(results: str | Path = "figures/results") -> list[Judged]:
     "All claims judged by the records below `results`, and the rows of chapter 15 in `ablation.csv` beside that folder."
-    records, labels = read_records(results), read_rows(Path(results).parent / "ablation.csv")
+    records, labels = of_the_paper(results), read_rows(Path(results).parent / "ablation.csv")
     evidence = {s: gather(records, results, s, labels if s == "short" else None)
                 for s in ("short", "paper", "released")}
     return [judge(claim, evidence, printed(evidence["short"].spread)) for claim in CLAIMS]
@@ -613,7 +619,7 @@ def write_findings(results: str | Path = "figures/results", figures: str | Path 
 
     Nothing is written where no published scenario is recorded. The same records give the same bytes.
     """
-    records, figures = read_records(results), Path(figures)
+    records, figures = of_the_paper(results), Path(figures)
     if not len(current(records[(records.dataset != "digits") & (records.settings != "smoke")])):
         return []
     judged = findings(results)

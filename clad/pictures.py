@@ -276,7 +276,7 @@ def plot_clusters(records: pd.DataFrame, ax: Axes) -> None:
            xlim=(-0.05, own["clusters.nmi"].max() + 0.08))
     ax.margins(y=0.1)
     _name_points(ax, plain.groupby("scenario", sort=False)[["clusters.nmi", "auroc"]].mean() * [1, 100],
-                 own[["clusters.nmi", "auroc"]].to_numpy() * [1, 100])
+                 plain[["clusters.nmi", "auroc"]].to_numpy() * [1, 100])
     ax.axhline(50, color="k", ls=":", lw=0.8)
     rho = f", Spearman {_spearman(own):.2f}" if own["clusters.nmi"].nunique() > 2 else ""
     ax.set_title(f"{len(own)} records{rho}; filled: short, diamond: other settings, hollow: sweeps", fontsize=8)
@@ -419,8 +419,9 @@ def write_reports(results: str | Path = "figures/results", figures: str | Path =
 
 # %% ../nbs/34_pictures.ipynb #23241402
 def _recorded(results: str | Path) -> pd.DataFrame:
-    "The current records, with how far each was from the paper's scale."
-    return with_scale(current(read_records(results)), results)
+    "The current records of the paper's methods, with how far each was from the paper's scale."
+    records = current(read_records(results))
+    return with_scale(records[records.method.isin(METHODS)], results)
 
 
 def _short(records: pd.DataFrame) -> pd.DataFrame:
