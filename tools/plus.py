@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
@@ -73,18 +74,17 @@ def classes_of(rows: np.ndarray, hidden: np.ndarray, seed: int) -> dict[str, np.
 def scores(normal: np.ndarray, hidden: np.ndarray, test: np.ndarray, odd: np.ndarray, seed: int, what: str) -> dict:
     """AUROC by (part, choice): Gaussians, one for each class with a common covariance (distance to the nearest), and
     the distance to the third neighbour over the median of that distance in the neighbour's class."""
-    pca = PCA(min(64, normal.shape[1]), random_state=seed).fit(normal)
-    a, b, rows = pca.transform(normal), pca.transform(test), {}
+    few, rows = PCA(min(64, normal.shape[1]), random_state=seed).fit_transform(normal), {}
     x, y = torch.from_numpy(normal), torch.from_numpy(test)
     far = nearest(y, x, 3).numpy()
     place = np.concatenate([(part @ x.T).argmax(1).numpy() for part in y.split(1024)])
     own = nearest(x, x, 4).numpy()    # the first neighbour is the image itself
-    for choice, labels in classes_of(a, hidden, seed).items():
+    for choice, labels in classes_of(few, hidden, seed).items():
         names, labels = np.unique(labels, return_inverse=True)
-        means = np.stack([a[labels == k].mean(0) for k in range(len(names))])
-        precision = LedoitWolf().fit(a - means[labels]).precision_
-        gaps = [np.einsum("nd,de,ne->n", b - mean, precision, b - mean) for mean in means]
-        rows["score", f"{what}: Gaussians, {choice}"] = float(auroc(odd, np.min(gaps, 0)))
+        means = np.stack([normal[labels == k].mean(0) for k in range(len(names))])
+        white = np.linalg.cholesky(LedoitWolf().fit(normal - means[labels]).precision_)
+        gaps = cdist(test @ white, means @ white).min(1)
+        rows["score", f"{what}: Gaussians, {choice}"] = float(auroc(odd, gaps))
         typical = np.array([np.median(own[labels == k]) for k in range(len(names))])
         aligned = far / np.maximum(typical, 1e-6)[labels[place]]
         rows["score", f"{what}: neighbours, {choice}"] = float(auroc(odd, aligned))
