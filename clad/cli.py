@@ -201,7 +201,7 @@ def _named_detector(name: str | None, settings: str | None, wanted: dict[str, An
         raise ValueError(f"{part} is a part of {kind.__name__}: set a parameter of it, as in {part}__NAME=VALUE")
     return kind.from_settings(settings, **wanted) if settings else kind().set_params(**{**given, **wanted})
 
-
+# %% ../nbs/49_cli.ipynb #f26972a4
 def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     "Parameters that the flags of `fit` set; values of --set are JSON, or text."
     flags = {"n_clusters": words.n_clusters, "alpha": words.alpha, "random_state": words.seed, "device": words.device,
