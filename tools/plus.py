@@ -82,7 +82,8 @@ def scores(normal: np.ndarray, hidden: np.ndarray, test: np.ndarray, odd: np.nda
     for choice, labels in classes_of(few, hidden, seed).items():
         names, labels = np.unique(labels, return_inverse=True)
         means = np.stack([normal[labels == k].mean(0) for k in range(len(names))])
-        white = np.linalg.cholesky(LedoitWolf().fit(normal - means[labels]).precision_)
+        values, vectors = np.linalg.eigh(LedoitWolf().fit((normal - means[labels]).astype(np.float64)).covariance_)
+        white = vectors / np.sqrt(np.maximum(values, 1e-9 * values[-1]))
         gaps = cdist(test @ white, means @ white).min(1)
         rows["score", f"{what}: Gaussians, {choice}"] = float(auroc(odd, gaps))
         typical = np.array([np.median(own[labels == k]) for k in range(len(names))])
