@@ -42,7 +42,7 @@ the paper:
 130 interrupted.
 """
 
-
+# %% ../nbs/49_cli.ipynb #5254df33
 def _parser() -> argparse.ArgumentParser:
     "The grammar of the command."
     parser = argparse.ArgumentParser(prog="clad", allow_abbrev=False, epilog=_EXAMPLES, formatter_class=_AS_WRITTEN,
@@ -102,6 +102,11 @@ def _own_folders(commands: Any) -> None:
                                  epilog=_UPDATE, formatter_class=_AS_WRITTEN)
     update.add_argument("--picked", action="store_true", help="a person chose them: false alarms that are fine")
     update.add_argument("--out", metavar="MODEL", help="write another file, and leave the model as it is")
+    _common_flags(fit, score, update)
+
+# %% ../nbs/49_cli.ipynb #10100282
+def _common_flags(fit: Any, score: Any, update: Any) -> None:
+    "What the three commands share."
     for command in (score, update):
         command.add_argument("model", help="file that `clad fit` has written")
         command.add_argument("folder", help="pictures")
@@ -196,7 +201,7 @@ def _named_detector(name: str | None, settings: str | None, wanted: dict[str, An
         raise ValueError(f"{part} is a part of {kind.__name__}: set a parameter of it, as in {part}__NAME=VALUE")
     return kind.from_settings(settings, **wanted) if settings else kind().set_params(**{**given, **wanted})
 
-
+# %% ../nbs/49_cli.ipynb #f26972a4
 def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     "Parameters that the flags of `fit` set; values of --set are JSON, or text."
     flags = {"n_clusters": words.n_clusters, "alpha": words.alpha, "random_state": words.seed, "device": words.device,

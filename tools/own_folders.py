@@ -75,7 +75,7 @@ def main() -> None:
                              **row, "wrote_mb": wrote[command], "threads": os.environ.get("OMP_NUM_THREADS", "all"),
                              "machine": machine} for command, row in rows.items()])
         new["wrote_mb"] /= 1e6
-        known = [pd.read_csv(words.out)] if Path(words.out).exists() else []
+        known = [pd.read_csv(words.out, keep_default_na=False)] if Path(words.out).exists() else []
         whole = pd.concat([*known, new]).drop_duplicates(["pictures", "command", "detector"], keep="last")
         order = ["detector", "pictures", "command"]
         whole.sort_values(order).round(1).to_csv(words.out, index=False, lineterminator="\n")

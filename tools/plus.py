@@ -1,17 +1,17 @@
 """What each part of CLADPlus brings, and whether it helps to know the hidden classes, on the development scenarios.
 
 usage: python tools/plus.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL cifar10/THG tiny-imagenet/STRT] [--seed 0]
-                            [--cache FOLDER] [--labels] [--budget 40000]
+                            [--cache FOLDER] [--encoder] [--parts votes scores labels] [--budget 40000]
 
-Columns: dataset, scenario, seed, part, choice, auroc. Rows that OUT.csv holds are not computed again. Parts:
+Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in OUT.csv are replaced. Parts:
   member   one opinion alone
   without  the vote without one member (the network of chapter 18 is one member)
   vote     scales and weights: equal, by the turn test, by the best weights for the test labels ("oracle")
   encoder  its share of the vote: none, by the spread of its features, a half, all, and the oracle's
   score    hidden classes in the score: none, found (k-means, 10), over-split (50), true; for two distances, on the
            features of the network of chapter 18 and of the encoder
-  labels   hidden classes in the labels (--labels): a network of `--budget` pictures that tells turns alone (none), or
-           turns and classes that are found, over-split, or true; the distance is `near`
+  labels   hidden classes in the labels: a network of `--budget` pictures that tells turns alone (none), or turns and
+           classes that are found, over-split, or true; the distance is `near`
 """
 import argparse
 import itertools
@@ -82,7 +82,8 @@ def scores(normal: np.ndarray, hidden: np.ndarray, test: np.ndarray, odd: np.nda
     for choice, labels in classes_of(few, hidden, seed).items():
         names, labels = np.unique(labels, return_inverse=True)
         means = np.stack([normal[labels == k].mean(0) for k in range(len(names))])
-        white = np.linalg.cholesky(LedoitWolf().fit(normal - means[labels]).precision_)
+        values, vectors = np.linalg.eigh(LedoitWolf().fit((normal - means[labels]).astype(np.float64)).covariance_)
+        white = vectors / np.sqrt(np.maximum(values, 1e-9 * values[-1]))
         gaps = cdist(test @ white, means @ white).min(1)
         rows["score", f"{what}: Gaussians, {choice}"] = float(auroc(odd, gaps))
         typical = np.array([np.median(own[labels == k]) for k in range(len(names))])
@@ -137,7 +138,7 @@ def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, s
     method = "CLADPlusEncoder" if args.encoder else "CLADPlus"
     detector = build(Run(dataset, name, method, seed=seed), cache_dir=args.cache).fit(split.train.images,
                                                                                       groups=split.train.groups)
-    rows = votes(detector, split)
+    rows = votes(detector, split) if "votes" in args.parts else {}
     index = by_content(split.train.images, 4_000)
     train, hidden = split.train.images[index], split.train.labels[index]
     test, odd = several(split.test.images, 2_500), several(split.is_anomaly, 2_500)
@@ -147,9 +148,9 @@ def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, s
         encoder: EncoderNeighbours = detector.frozen_
         what["encoder"] = lambda v: encoder._rows(encoder._pixels(v, torch.device("cpu")))
     described = {key: (rows_of(train), rows_of(test)) for key, rows_of in what.items()}
-    for key, (a, b) in described.items():
+    for key, (a, b) in described.items() if "scores" in args.parts else ():
         rows |= scores(a, hidden, b, odd, seed, key)
-    if args.labels:
+    if "labels" in args.parts:
         for choice, labels in classes_of(described["turns"][0], hidden, seed).items():
             given = None if choice == "none" else np.unique(labels, return_inverse=True)[1]
             rows["labels", choice] = joint(train, given, test, odd, seed, args.budget)
@@ -162,7 +163,8 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=DEVELOPMENT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache")
-    parser.add_argument("--labels", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=["votes", "scores", "labels"],
+                        default=["votes", "scores", "labels"])
     parser.add_argument("--encoder", action="store_true", help="with the encoder of the extra `encoder`")
     parser.add_argument("--budget", type=int, default=40_000)
     args = parser.parse_args()
