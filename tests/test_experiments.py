@@ -21,7 +21,7 @@ from clad.experiments import execute
 from clad.runs import Run, grid, read_ranks, read_record
 
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(runs.__file__).parents[1])])
-PLAN = 'grid("digits", ["CUR", "STR"], ["OCSVM", "DeepSVDD"], "smoke") + grid("digits", "CUR", "CLAD", "smoke")'
+PLAN = 'grid("digits", ["CUR", "STR"], ["OCSVM", "OCNN"], "smoke") + grid("digits", "CUR", "CLAD", "smoke")'
 SMOKE = eval(PLAN)    # the same in this process and in those that are killed
 
 
