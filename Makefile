@@ -108,7 +108,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "$$found" -m venv --clear $(VENV) || exit 1; \
 	fi
 	@echo "installing into $(VENV) with $$($(BIN)/python --version); torch makes this a large download" >&2
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 clean:

@@ -13,15 +13,16 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import ResNet, resnet18
 
 from .dec import SelfLabels
 from .settings import one_of
 from .training import LOOP, Checkpoint, Loop, Pixels, Stage, device_of, exact, loop_of, place_net, train
 
 # %% ../nbs/12_classifier.ipynb #03642c21
-def make_resnet(n_clusters: int, channels: int) -> ResNet:
+def make_resnet(n_clusters: int, channels: int) -> nn.Module:
     "torchvision's ResNet-18 from scratch with n_clusters outputs; a one-channel stem for grey images."
+    from torchvision.models import resnet18    # takes seconds to import
+
     net = resnet18(weights=None, num_classes=n_clusters)
     if channels == 1:
         net.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)

@@ -29,7 +29,6 @@ import PIL
 import platformdirs
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets import utils as tv_utils
 
 from .files import check_folder, locked, replacing
 from .images import SUFFIXES, ImageSet, read_files
@@ -514,6 +513,8 @@ def _patience(seconds: float) -> Iterator[None]:
 # %% ../nbs/00_data.ipynb #b8e5b653
 def _fetch(archive: _Archive, folder: Path) -> None:
     "Download one archive from the first address that answers, check its md5 sum and unpack it under `folder`."
+    from torchvision.datasets import utils as tv_utils    # takes seconds to import
+
     for i, url in enumerate(archive.urls):
         try:
             with tempfile.TemporaryDirectory(dir=folder) as packed, _patience(30):

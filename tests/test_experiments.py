@@ -21,7 +21,7 @@ from clad.experiments import execute
 from clad.runs import Run, grid, read_ranks, read_record
 
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(runs.__file__).parents[1])])
-PLAN = 'grid("digits", ["CUR", "STR"], ["OCSVM", "OCNN"], "smoke") + grid("digits", "CUR", "CLAD", "smoke")'
+PLAN = 'grid("digits", ["CUR", "STR"], ["OCSVM", "OCNN"], "smoke", [0, 1])'
 SMOKE = eval(PLAN)    # the same in this process and in those that are killed
 
 
@@ -42,7 +42,7 @@ def unbroken(tmp_path_factory):
     "The outcomes of the small batch, one run after the other in this process, without a folder for stage results."
     folder = tmp_path_factory.mktemp("unbroken")
     assert set(execute(SMOKE, jobs=1, results=folder, progress=False).status) == {"done"}
-    assert len(outcomes(folder)) == len(SMOKE) == 5 and rest(folder) == []
+    assert len(outcomes(folder)) == len(SMOKE) == 6 and rest(folder) == []
     return outcomes(folder)
 
 
@@ -135,16 +135,16 @@ sys.exit(int(not set(table.status) <= {{"done", "recorded"}} or len(table) != 15
 
 def test_two_processes_on_one_store_of_stages(tmp_path):
     "Sweeps that share an autoencoder and a folder for stage results give what they give without."
-    def code(k):
+    def code(nu):
         return f"""
-plan = grid("digits", "CUR", "CLAD", "smoke", 0, [{{"n_clusters": k}} for k in {k}])
+plan = grid("digits", "CUR", "OCNN", "smoke", 0, [{{"nu": nu}} for nu in {nu}])
 execute(plan, jobs=1, results={str(tmp_path / "r")!r}, cache_dir={str(tmp_path / "stages")!r}, progress=False)
 """
-    both = [start(code((2, 4))), start(code((4, 2)))]
+    both = [start(code((0.1, 0.3))), start(code((0.3, 0.1)))]
     said = [one.communicate(timeout=300)[1] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert len(list((tmp_path / "stages").glob("autoencoder-*.safetensors"))) == 1
-    alone = grid("digits", "CUR", "CLAD", "smoke", 0, [{"n_clusters": 2}, {"n_clusters": 4}])
+    alone = grid("digits", "CUR", "OCNN", "smoke", 0, [{"nu": 0.1}, {"nu": 0.3}])
     execute(alone, jobs=1, results=tmp_path / "alone", progress=False)
     assert outcomes(tmp_path / "r") == outcomes(tmp_path / "alone") and len(outcomes(tmp_path / "alone")) == 2
 
@@ -187,7 +187,7 @@ def test_a_failure_is_recorded_and_tried_again(cheap, tmp_path, monkeypatch):
 
 
 def test_threads_do_not_mix_up_random_numbers(tmp_path):
-    plan = grid("digits", "CUR", "DeepSVDD", "smoke", [0, 1, 2])
+    plan = grid("digits", "CUR", "OCNN", "smoke", [0, 1, 2])
     execute(plan, jobs=3, backend="threading", results=tmp_path / "threads", progress=False)
     execute(plan, jobs=1, results=tmp_path / "one", progress=False)
     assert outcomes(tmp_path / "threads") == outcomes(tmp_path / "one")

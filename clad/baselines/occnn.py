@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import alexnet
 
 from ..autoencoder import Autoencoder, ConvAutoencoder
 from ..base import Detector, Knob
@@ -114,6 +113,8 @@ def alexnet_backbone(weights: str | None) -> tuple[nn.Module, nn.Module, int]:
     weights: torchvision's file, e.g. alexnet-owt-7be5be79.pth, or None for random ones (to be loaded over). Raises
     ValueError naming a file that does not hold them.
     """
+    from torchvision.models import alexnet    # takes seconds to import
+
     net = alexnet(weights=None)
     if weights is not None:
         try:
