@@ -1,6 +1,7 @@
 "Somebody's own pictures: odd and broken files, faults on the way to the disk, rows of numbers, the page in a browser."
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import clad
 from clad.cli import main
 from clad.files import read_bundle, write_bundle
 from clad.folders import read_pictures, ruled_size
-from clad.report import score_pictures, write_report, write_scores
+from clad.report import reasons_for, score_pictures, write_report, write_scores
 
 ROOT = Path(clad.__file__).parents[1]
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -177,6 +178,7 @@ def test_mistakes_are_one_sentence(tmp_path, model, capsys):
             (("score", model, good, "--out", out, "--alpha", "0.001"), "at least 999 are needed"),
             (("score", model, good, "--out", out, "--fdr", "7"), "fdr is 7"),
             (("score", model, good, "--out", out, "--report", tmp_path), "(--report)"),
+            (("score", model, good, "--out", out, "--reasons", "-1"), "--reasons is -1"),
             (("update", model, tmp_path / "god"), "there is no folder")]:
         before = sorted(p.name for p in tmp_path.iterdir())
         code, err = said(capsys, *words, "--quiet")
@@ -196,10 +198,13 @@ def test_a_session(tmp_path, capsys):
     assert code == 0 and "80 pictures in" in err and "all 12x12 pixels, kept, grey: 11.5 KB in memory" in err
     kept = clad.load(file)
     assert kept.fit_report_["folder"]["pictures"] == 80 and len(kept.fit_report_["looks"]) == 8
-    assert len(kept.calibration_scores_) == 20
+    assert len(kept.calibration_scores_) == 20 and kept.examples_.shape == (20, 1, 12, 12)
     assert main(["score", str(file), str(new), "--out", str(out), "--report", str(page), "--quiet"]) == 0
     assert "1 of 21" in capsys.readouterr().out or pd.read_csv(out).flagged[0]
-    table = pd.read_csv(out)
+    table, told = pd.read_csv(out), re.search(r'"why": .*?"text": "(.*?)"', page.read_text("utf-8"))[1]
+    assert told.startswith(f"For the {table.flagged.sum()} flagged pictures, by 20 normal ones")
+    code, err = said(capsys, "score", file, new, "--out", out, "--report", page, "--reasons", "0")
+    assert code == 0 and '"told": []' in page.read_text("utf-8") and "reasons for" not in err
     assert table.file[0] == "noise.png" and table.file.iloc[-1] == "cut.png" and "truncated" in table.note.iloc[-1]
     assert len(table) == 22 and np.isnan(table.score.iloc[-1])
     code, err = said(capsys, "score", file, new, "--out", out, "--strict")
@@ -391,20 +396,33 @@ print((peak() - before) / images.nbytes)
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 def test_the_page_in_a_browser(tmp_path, model):
-    "Count, slider, filters, sorting, galleries, zoom; nothing loaded, nothing wider than a telephone; light and dark."
+    "Count, slider, filters, sorting, galleries, zoom, reasons; nothing loaded; as wide as a telephone; light and dark."
     pytest.importorskip("websocket")
     detector = clad.load(model)
     images = np.concatenate([read_pictures(model.parent / "good").images,
                              RNG.integers(0, 256, (500, 1, 12, 12), dtype=np.uint8)])
     names = [f"{'good' if i < 60 else 'odd <i>'} {i}.png" for i in range(560)]
     table = score_pictures(detector, images, names).assign(hidden_class=[i % 2 for i in range(560)])
-    page = write_report(tmp_path / "page.html", detector, table, images, skipped={"x.png": "x.png is <broken>"})
+    page = write_report(tmp_path / "page.html", detector, table, images, skipped={"x.png": "x.png is <broken>"},
+                        reasons=reasons_for(detector), explained=8)
     write_scores(tmp_path / "s.csv", table)
     with Browser() as browser:
         browser.open(page)
         text = browser.js("document.body.innerText")
         assert f"{table.flagged.sum()} of 560 pictures flagged" in text and "at most 5 % are flagged" in text
         assert browser.js("$('rows').children.length") >= 60 and "odd <i>" in text and "1 file was left out" in text
+        assert f"For the 8 strangest of {table.flagged.sum()} flagged" in text
+        assert browser.js("$('why').children.length") == 6
+        browser.js("$('further').click()")
+        assert browser.js("[$('why').children.length, $('further').hidden]") == [8, True]
+        cards = browser.js("[...$('why').children].map(e => e.innerText)")
+        assert all("Nearest normal" in card and "among its" in card for card in cards)
+        assert {card.split(",")[0] for card in cards} <= set(table[table.flagged].file)
+        browser.js("$('why').scrollIntoView()")
+        browser.wait(lambda: browser.js("document.querySelector('.still').style.backgroundImage.startsWith('url(')"))
+        shown = browser.js("zoom(D.why.told[0].i); $('reason').innerText")
+        assert "Second nearest" in shown and browser.js("zoom(0); $('reason').innerText") == ""
+        browser.js("$('card').close()")
         for alpha in (0.06, 0.3):
             browser.js(f"$('alpha').value = Math.log10({alpha}); $('alpha').oninput()")
             count = int((table.p_value <= browser.js("S.alpha") + 1e-12).sum())
@@ -425,4 +443,4 @@ def test_the_page_in_a_browser(tmp_path, model):
             ground = browser.js("getComputedStyle(document.body).backgroundColor")
             assert ground == ("rgb(21, 24, 28)" if dark else "rgb(255, 255, 255)")
             assert len(browser.picture()) > 10_000
-        assert not browser.faults() and browser.requests() <= {"file", "blob"}
+        assert not browser.faults() and browser.requests() <= {"file", "blob", "data"}
