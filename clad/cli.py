@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--again", action="store_true", help="carry out also what is recorded")
     return parser
 
+# %% ../nbs/49_cli.ipynb #de77f84c
+def _count(text: str) -> int | str:
+    "A whole number, or the word auto."
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, and not auto")
+    return text if text == "auto" else int(text)
+
 # %% ../nbs/49_cli.ipynb #173c79ab
 def _what_to_run(parser: argparse.ArgumentParser) -> None:
     "The flags that choose runs."
@@ -76,7 +83,7 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", help="one or more (default: all six)")
     parser.add_argument("--settings", default="short", help="paper, released, short (default) or smoke")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one or more whole numbers (default: 0)")
-    for name, kind in zip(OVERRIDES, (int, int, float, float)):
+    for name, kind in zip(OVERRIDES, (_count, int, float, float)):
         flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser.add_argument(*flags, type=kind, help="instead of what the settings say")
 
@@ -89,7 +96,8 @@ def _own_folders(commands: Any) -> None:
     fit.add_argument("--out", required=True, metavar="MODEL", help="file for the fitted detector, as model.clad")
     fit.add_argument("--detector", metavar="NAME", help="CLAD, DeepSVDD, ... (default: the best that is here)")
     fit.add_argument("--settings", metavar="NAME", help="a named setting (`clad list`) in place of the defaults")
-    fit.add_argument("--n_clusters", "--n-clusters", type=int, metavar="K", help="how many hidden classes to look for")
+    fit.add_argument("--n_clusters", "--n-clusters", type=_count, metavar="K",
+                     help="how many hidden classes to look for, or auto: as many as the pictures suggest")
     fit.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, in place of the rule")
     fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter of the detector")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same model (default: 0)")
@@ -127,6 +135,7 @@ _FIT = """examples:
   clad fit good/ --out model.clad
   clad fit good/ --out model.clad --size 96 96 --alpha 0.01
   clad fit good/ --out model.clad --detector DeepSVDD --strict
+  clad fit good/ --out model.clad --detector CLAD --n-clusters auto
   clad fit good/ --out model.clad --detector CLAD --set hidden_dim=20 --set classifier__epochs=5
 
 Only normal pictures belong into the folder; nobody has to say how many kinds of them there are. A tenth of the pictures
@@ -297,6 +306,8 @@ def _fit(words: argparse.Namespace) -> None:
         keep_examples(detector, pictures.images).save(words.out)
         seconds = time.monotonic() - begun
     print(f"{words.out}: {name}, {amount(Path(words.out).stat().st_size)}, fitted in {seconds:,.0f} s")
+    if getattr(detector, "n_clusters", None) == "auto":
+        print(f"{detector.n_clusters_} hidden classes, as the pictures suggest")
     if len(detector.calibration_scores_) * detector.alpha >= 1 - detector.alpha - 1e-9:
         print(detector.certificate())
 
@@ -333,7 +344,7 @@ def _score(words: argparse.Namespace) -> None:
     strangest = table.sort_values(["p_value", "score"], ascending=[True, False]).head(3)
     print(*(f"  p {row.p_value:.3g}  {row.file}" for row in strangest.itertuples()), sep="\n")
 
-# %% ../nbs/49_cli.ipynb #34cc4f43
+# %% ../nbs/49_cli.ipynb #5d3d10df
 def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, say: Any) -> Path:
     "Write the page, with reasons for the strangest flagged pictures where the model file keeps examples."
     from clad.report import reasons_for, write_report

@@ -215,6 +215,20 @@ def test_a_session(tmp_path, capsys):
     assert main(["update", str(file), str(tmp_path / "more")]) == 0 and len(clad.load(file).calibration_scores_) == 50
 
 
+def test_as_many_clusters_as_the_pictures_suggest(tmp_path, model, capsys):
+    "--n-clusters auto on pictures of two kinds; the evidence is in the file."
+    brief = [f"--set={stage}__epochs=1" for stage in ("representation", "self_labels", "classifier")]
+    assert main(["fit", str(model.parent / "good"), "--out", str(tmp_path / "m.clad"), "--detector", "CLAD",
+                 "--settings", "smoke", "--n-clusters", "auto", "--quiet", *brief]) == 0
+    assert "2 hidden classes, as the pictures suggest" in capsys.readouterr().out
+    kept = clad.load(tmp_path / "m.clad")
+    assert kept.n_clusters_ == 2 and kept.n_clusters_evidence_.stability.idxmax() == 0
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", sys.stdout)
+        main(["fit", "good", "--out", "m.clad", "--n-clusters", "few"])
+    assert "'few' is no whole number, and not auto" in capsys.readouterr().out
+
+
 def test_help_teaches_and_is_quick(capsys):
     for words, expected in ((["--help"], "clad fit good/ --out model.clad"), (["fit", "--help"], "examples:"),
                             (["score", "--help"], "--fdr 0.1"), (["update", "--help"], "--picked")):
