@@ -354,10 +354,10 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
                 self._fitted_with["random_state"] = drawn
             store = StageStore(None if seed is None else getattr(self, "cache_dir", None))
             work = Workspace(device, drawn, store, bool(self.verbose), self.fit_report_, type(self).__name__)
+            self.image_shape_ = tuple(int(s) for s in images.shape[1:])
             some = held.any()
             learnt = Part(images, ~held) if some else images
             self._fit(learnt, groups[~held] if some and groups is not None else groups, work)
-        self.image_shape_ = tuple(int(s) for s in images.shape[1:])
         if images.ndim == 2:
             self.n_features_in_ = images.shape[1]
         if some:
