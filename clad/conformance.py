@@ -176,7 +176,7 @@ def _check_layouts(trial: Trial) -> None:
     for word, variant in variants.items():
         promise(trial.alike(trial.fitted.score_samples(variant), trial.scores), f"{word}: other scores")
 
-# %% ../nbs/41_conformance.ipynb #2b20d783
+# %% ../nbs/41_conformance.ipynb #885d3053
 def _refuses(call: Callable, given, *words: str) -> None:
     "Promise that a call raises a ValueError which says these words."
     try:
