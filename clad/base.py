@@ -296,7 +296,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
     After fit: image_shape_; held_out_, bool [N], the images that set the threshold; fit_report_, what happened;
     calibration_scores_, calibration_groups_ and, where new images get a cluster, calibration_clusters_; n_features_in_
-    where rows were fitted.
+    where rows were fitted. examples_, normal images to show beside others, where somebody has put some (chapter 44).
     """
 
     accepts_flat = False  # True: also takes rows of numbers, float [N,D]
@@ -354,10 +354,10 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
                 self._fitted_with["random_state"] = drawn
             store = StageStore(None if seed is None else getattr(self, "cache_dir", None))
             work = Workspace(device, drawn, store, bool(self.verbose), self.fit_report_, type(self).__name__)
+            self.image_shape_ = tuple(int(s) for s in images.shape[1:])
             some = held.any()
             learnt = Part(images, ~held) if some else images
             self._fit(learnt, groups[~held] if some and groups is not None else groups, work)
-        self.image_shape_ = tuple(int(s) for s in images.shape[1:])
         if images.ndim == 2:
             self.n_features_in_ = images.shape[1]
         if some:
@@ -471,7 +471,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         if not Path(path).parent.is_dir():
             raise FileNotFoundError(f"the folder {Path(path).parent} does not exist: make it first.")
         arrays, meta = self._get_state()
-        for name in _CALIBRATION:
+        for name in _KEPT:
             if hasattr(self, f"{name}_"):
                 arrays = {**arrays, name: getattr(self, f"{name}_")}
         parts = {}
@@ -491,7 +491,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
 
 FORMAT = 2  # of saved detectors
-_CALIBRATION = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters")
+_KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples")
 _OF_SKLEARN = {"_metadata_request", "_parent_callback_ctx", "_skl_callbacks", "_sklearn_output_config"}
 
 
@@ -527,7 +527,7 @@ def _loaded(cls: type, path, header: dict, arrays: dict[str, np.ndarray], device
         detector._fitted_with = {**header["parameters"], "device": detector.device}
         detector.fit_report_ = header["fit_report"]
         own = {k: v for k, v in arrays.items() if "/" not in k}
-        for name in _CALIBRATION:
+        for name in _KEPT:
             if name in own:
                 setattr(detector, f"{name}_", own.pop(name))
         shape = detector.image_shape_ = tuple(header["image_shape"])

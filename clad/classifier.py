@@ -182,6 +182,6 @@ class PseudoLabelClassifier(Stage):
 def _labels(given: SelfLabels | np.ndarray) -> tuple[np.ndarray, int]:
     "Labels and their number, from a stage or an array."
     if isinstance(given, SelfLabels):
-        return given.labels_, given.n_clusters
+        return given.labels_, given.n_clusters_
     given = np.asarray(given)
     return given, int(given.max()) + 1

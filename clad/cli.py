@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--again", action="store_true", help="carry out also what is recorded")
     return parser
 
+# %% ../nbs/49_cli.ipynb #de77f84c
+def _count(text: str) -> int | str:
+    "A whole number, or the word auto."
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, and not auto")
+    return text if text == "auto" else int(text)
+
 # %% ../nbs/49_cli.ipynb #173c79ab
 def _what_to_run(parser: argparse.ArgumentParser) -> None:
     "The flags that choose runs."
@@ -76,7 +83,7 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", help="one or more (default: all six)")
     parser.add_argument("--settings", default="short", help="paper, released, short (default) or smoke")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one or more whole numbers (default: 0)")
-    for name, kind in zip(OVERRIDES, (int, int, float, float)):
+    for name, kind in zip(OVERRIDES, (_count, int, float, float)):
         flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser.add_argument(*flags, type=kind, help="instead of what the settings say")
 
@@ -89,7 +96,8 @@ def _own_folders(commands: Any) -> None:
     fit.add_argument("--out", required=True, metavar="MODEL", help="file for the fitted detector, as model.clad")
     fit.add_argument("--detector", metavar="NAME", help="CLAD, DeepSVDD, ... (default: the best that is here)")
     fit.add_argument("--settings", metavar="NAME", help="a named setting (`clad list`) in place of the defaults")
-    fit.add_argument("--n_clusters", "--n-clusters", type=int, metavar="K", help="how many hidden classes to look for")
+    fit.add_argument("--n_clusters", "--n-clusters", type=_count, metavar="K",
+                     help="how many hidden classes to look for, or auto: as many as the pictures suggest")
     fit.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, in place of the rule")
     fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter of the detector")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same model (default: 0)")
@@ -97,6 +105,8 @@ def _own_folders(commands: Any) -> None:
                                 epilog=_SCORE, formatter_class=_AS_WRITTEN)
     score.add_argument("--out", required=True, metavar="CSV", help="file for the table, strangest first")
     score.add_argument("--report", metavar="HTML", help="also write one page to look at, without a network")
+    score.add_argument("--reasons", type=int, default=24, metavar="N",
+                       help="flagged pictures that the page explains, the strangest (default: 24)")
     score.add_argument("--fdr", type=float, metavar="Q", help="flag so that at most this share of them is normal")
     update = commands.add_parser("update", allow_abbrev=False, help="take more normal pictures into a fitted detector",
                                  epilog=_UPDATE, formatter_class=_AS_WRITTEN)
@@ -125,20 +135,25 @@ _FIT = """examples:
   clad fit good/ --out model.clad
   clad fit good/ --out model.clad --size 96 96 --alpha 0.01
   clad fit good/ --out model.clad --detector DeepSVDD --strict
+  clad fit good/ --out model.clad --detector CLAD --n-clusters auto
   clad fit good/ --out model.clad --detector CLAD --set hidden_dim=20 --set classifier__epochs=5
 
 Only normal pictures belong into the folder; nobody has to say how many kinds of them there are. A tenth of the pictures
 (more, where there are few) is not learnt from: it sets the threshold, so that at most a share alpha of new normal
 pictures is flagged. Pictures get one size: the medians of the folder, at most 64 pixels long, or what --size says.
-Broken files are named and left out. What a large folder takes is said first; it is streamed from disk.
+Broken files are named and left out. What a large folder takes is said first; it is streamed from disk. The model file
+keeps up to 200 of the pictures that were not learnt from, to explain others by.
 """
 _SCORE = """examples:
   clad score model.clad new/ --out scores.csv --report page.html
+  clad score model.clad new/ --out scores.csv --report page.html --reasons 100
   clad score model.clad new/ --out scores.csv --alpha 0.01
   clad score model.clad new/ --out scores.csv --fdr 0.1
 
 The table has a row for each file: score (higher is stranger), p_value (share of held-out normal pictures at least as
 strange), hidden_class, flagged, and a note for files that could not be read. --alpha may differ from that of the fit.
+The page shows the strangest flagged pictures beside normal ones that the model file keeps, and where in them the score
+comes from; the first takes the time of some 3,000 scores, each further one that of 50; --reasons 0 leaves them out.
 """
 _UPDATE = """examples:
   clad update model.clad more-good/
@@ -271,7 +286,7 @@ def _check_file(path: str, flag: str) -> None:
 def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.folders import amount
-    from clad.report import hidden_classes, sort_by_look
+    from clad.report import hidden_classes, keep_examples, sort_by_look
 
     _check_file(words.out, "--out")
     detector = _named_detector(words.detector, words.settings, _wanted(words))
@@ -288,9 +303,11 @@ def _fit(words: argparse.Namespace) -> None:
         detector.fit_report_["folder"] = pictures.facts()
         if hidden_classes(detector, pictures.images[:1]) is None:
             sort_by_look(detector, pictures.images)
-        detector.save(words.out)
+        keep_examples(detector, pictures.images).save(words.out)
         seconds = time.monotonic() - begun
     print(f"{words.out}: {name}, {amount(Path(words.out).stat().st_size)}, fitted in {seconds:,.0f} s")
+    if getattr(detector, "n_clusters", None) == "auto":
+        print(f"{detector.n_clusters_} hidden classes, as the pictures suggest")
     if len(detector.calibration_scores_) * detector.alpha >= 1 - detector.alpha - 1e-9:
         print(detector.certificate())
 
@@ -308,8 +325,10 @@ def _load(words: argparse.Namespace) -> Any:
 def _score(words: argparse.Namespace) -> None:
     "Score a folder, write the table and the page, and print what stands out."
     from clad.folders import amount
-    from clad.report import score_pictures, write_report, write_scores
+    from clad.report import score_pictures, write_scores
 
+    if words.reasons < 0:
+        raise ValueError(f"--reasons is {words.reasons}: give a number of pictures, or 0 for none")
     detector = _load(words)
     for path, flag in ((words.out, "--out"), *(((words.report, "--report"),) if words.report is not None else ())):
         _check_file(path, flag)
@@ -317,15 +336,27 @@ def _score(words: argparse.Namespace) -> None:
         pictures = _read(words, say, like=detector)
         table = score_pictures(detector, pictures.images, pictures.files, words.fdr, _bars(words))
         write_scores(words.out, table, pictures.skipped)
+        page = None if words.report is None else _page(words, detector, table, pictures, say)
     rule = f"fdr {words.fdr:g}" if words.fdr else f"alpha {detector.alpha:g}"
     print(f"{words.out}: {table.flagged.sum():,} of {len(table):,} pictures flagged at {rule}")
-    if words.report is not None:
-        title = f"Pictures of {Path(words.folder).resolve().name}"
-        path = write_report(words.report, detector, table, pictures.images, title=title, skipped=pictures.skipped,
-                            fdr=words.fdr)
-        print(f"{words.report}: {amount(path.stat().st_size)}")
+    if page is not None:
+        print(f"{words.report}: {amount(page.stat().st_size)}")
     strangest = table.sort_values(["p_value", "score"], ascending=[True, False]).head(3)
     print(*(f"  p {row.p_value:.3g}  {row.file}" for row in strangest.itertuples()), sep="\n")
+
+# %% ../nbs/49_cli.ipynb #5d3d10df
+def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, say: Any) -> Path:
+    "Write the page, with reasons for the strangest flagged pictures where the model file keeps examples."
+    from clad.report import reasons_for, write_report
+
+    count = min(words.reasons, int(table.flagged.sum()))
+    reasons = reasons_for(detector) if count else None
+    if reasons is not None:
+        say(f"reasons for {count} of {table.flagged.sum():,} flagged pictures, by {len(reasons.images)} normal ones")
+    elif count:
+        say("no reasons: the model file keeps no normal pictures (`clad fit` of this version puts some into it)")
+    return write_report(words.report, detector, table, pictures.images, reasons=reasons, explained=count, fdr=words.fdr,
+                        title=f"Pictures of {Path(words.folder).resolve().name}", skipped=pictures.skipped)
 
 # %% ../nbs/49_cli.ipynb #52da687f
 def _update(words: argparse.Namespace) -> None:

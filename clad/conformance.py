@@ -45,15 +45,16 @@ def _generators() -> list:
 class Trial:
     """A detector and the fits that the clauses share.
 
-    detector: unfitted; images: uint8 [N,C,H,W], normal. fitted: a clone fitted on a copy of the images; scores: float64
-    [N], the first scores of the images; before, after: what the caller had (X, random generators) around both.
+    detector: unfitted; images: uint8 [N,C,H,W], or float [N,D], normal. fitted: a clone fitted on a copy of the images;
+    scores: float64 [N], the first scores of the images; before, after: what the caller had (X, random generators)
+    around both.
     """
 
     def __init__(self, detector: Detector, images: np.ndarray):
         known = {"alpha": 0.1, "calibration_fraction": 0.3, "random_state": 0, "cache_dir": None}
         self.detector = clone(detector)
         self.detector.set_params(**{k: v for k, v in known.items() if k in self.detector.get_params(deep=False)})
-        self.images = images
+        self.images, self.rows = images, images.ndim == 2
         torch.rand(1), np.random.random(), random.random()  # a generator that was just seeded hides a second seeding
         given = images.copy()
         self.before = [images, *_generators()]
@@ -68,9 +69,21 @@ class Trial:
             return clone(self.detector).set_params(**(changes or {})).fit(images, **more)
 
     @cached_property
+    def negatives(self) -> np.ndarray:
+        "Of each image, bright where it is dark; of rows, mirrored in the middle of each column's range."
+        return self.images.min(0) + self.images.max(0) - self.images if self.rows else 255 - self.images
+
+    def noise(self) -> np.ndarray:
+        "Eight blatant anomalies: uniform pixels; for rows, uniform between the ends of each column."
+        rng, x = np.random.default_rng(0), self.images
+        if self.rows:
+            return rng.uniform(x.min(0), x.max(0), (8, x.shape[1]))
+        return rng.integers(0, 256, (8, *x.shape[1:]), dtype=np.uint8)
+
+    @cached_property
     def opposite(self) -> Detector:
         "Fitted on the negatives as floats, nothing held out."
-        return self.fit((255 - self.images) / 255, {"calibration_fraction": 0.0})
+        return self.fit(self.negatives if self.rows else self.negatives / 255, {"calibration_fraction": 0.0})
 
     @cached_property
     def groups(self) -> np.ndarray:
@@ -146,21 +159,24 @@ def _check_independence(trial: Trial) -> None:
 # %% ../nbs/41_conformance.ipynb #c0f6aab5
 def _check_sign(trial: Trial) -> None:
     "a blatant anomaly (uniform noise) scores below the median normal image"
-    noise = np.random.default_rng(0).integers(0, 256, (8, *trial.images.shape[1:]), dtype=np.uint8)
-    low, high = np.median(trial.fitted.score_samples(noise)), np.median(trial.scores)
+    low, high = np.median(trial.fitted.score_samples(trial.noise())), np.median(trial.scores)
     promise(low < high, f"the median of noise is {low:.4g}, of the images {high:.4g}")
 
 
 def _check_layouts(trial: Trial) -> None:
     "bytes, floats, tensors, channels first and last give the same scores"
     x = trial.images
-    variants = {"channels last": np.moveaxis(x, 1, 3), "a tensor": torch.from_numpy(x), "floats": x / 255}
-    if x.shape[1] == 1:
+    variants = {"a tensor": torch.from_numpy(x)}
+    if trial.rows:
+        variants |= {"single precision": x.astype(np.float32), "a list": x.tolist(), "by columns": np.asfortranarray(x)}
+    else:
+        variants |= {"channels last": np.moveaxis(x, 1, 3), "floats": x / 255}
+    if not trial.rows and x.shape[1] == 1:
         variants["no channel axis"] = x[:, 0]
     for word, variant in variants.items():
         promise(trial.alike(trial.fitted.score_samples(variant), trial.scores), f"{word}: other scores")
 
-
+# %% ../nbs/41_conformance.ipynb #885d3053
 def _refuses(call: Callable, given, *words: str) -> None:
     "Promise that a call raises a ValueError which says these words."
     try:
@@ -174,15 +190,20 @@ def _refuses(call: Callable, given, *words: str) -> None:
 def _check_bad_input(trial: Trial) -> None:
     "NaN, wrong scale, dtype, size, channels, emptiness and alpha raise a ValueError that names the offender"
     x, score = trial.images, trial.fitted.score_samples
-    spoilt = x.astype(np.float32) / 255
-    spoilt[5, 0, 2, 2] = np.nan
+    spoilt = x.astype(np.float32) / (1 if trial.rows else 255)
+    spoilt[5].flat[2] = np.nan
     for call in (score, clone(trial.detector).fit):
         _refuses(call, spoilt, "[5]", "NaN")
-        _refuses(call, x.astype(np.float32), "[0, 1]")
-        _refuses(call, x.astype(np.int32), "int32")
-        _refuses(call, x[:0], "empty")
-    _refuses(score, x[:, :, 1:], "pixels")
-    _refuses(score, np.repeat(x[:, :1], 3 if x.shape[1] == 1 else 1, 1), "RGB", "grey")
+        _refuses(call, x[:0], *([] if trial.rows else ["empty"]))    # of rows scikit-learn says it
+        if not trial.rows:
+            _refuses(call, x.astype(np.float32), "[0, 1]")
+            _refuses(call, x.astype(np.int32), "int32")
+    if trial.rows:
+        _refuses(score, x[:, 1:], "features")
+        _refuses(score, np.zeros((2, 1, 8, 8), np.uint8), "images")
+    else:
+        _refuses(score, x[:, :, 1:], "pixels")
+        _refuses(score, np.repeat(x[:, :1], 3 if x.shape[1] == 1 else 1, 1), "RGB", "grey")
     _refuses(clone(trial.detector).set_params(alpha=1.0).fit, x, "alpha")
 
 # %% ../nbs/41_conformance.ipynb #e85e8b3b
@@ -220,8 +241,9 @@ def _check_refit(trial: Trial) -> None:
 # %% ../nbs/41_conformance.ipynb #fba702c0
 def _check_learning(trial: Trial) -> None:
     "the fit decides what is normal: the images after a fit on them, their negatives after a fit on those"
-    x = trial.images[trial.fitted.held_out_]
-    both, second = np.concatenate([x, 255 - x]), np.repeat([False, True], len(x))
+    held = trial.fitted.held_out_
+    both = np.concatenate([trial.images[held], trial.negatives[held]])
+    second = np.repeat([False, True], held.sum())
     a = auroc(second, trial.fitted.anomaly_score(both))
     b = auroc(~second, trial.opposite.anomaly_score(both))
     promise(a + b > 1.1, f"AUROC {a:.2f} on the images, {b:.2f} on their negatives; a score without a fit sums to 1")
@@ -243,7 +265,7 @@ def _check_held_out(trial: Trial) -> None:
     "held-out images teach the detector nothing: it is the same with others in their place"
     held = trial.fitted.held_out_
     promise(held.dtype == bool and held.shape == (len(trial.images),) and 0 < held.sum() < len(held), "no such mask")
-    again = trial.fit(np.where(held[:, None, None, None], 255 - trial.images, trial.images))
+    again = trial.fit(np.where(np.expand_dims(held, tuple(range(1, trial.images.ndim))), trial.negatives, trial.images))
     promise(np.array_equal(again.held_out_, held), "other images were held out")
     promise(np.array_equal(again.score_samples(trial.images), trial.scores), "held-out images change the scores")
 
@@ -282,7 +304,7 @@ def _check_p_values(trial: Trial) -> None:
 
 def _check_update(trial: Trial) -> None:
     "an update lowers no score, counts each image once (remembered or calibrating), and the file keeps it"
-    old, new = trial.grouped, trial.images[:12][:, :, ::-1]
+    old, new = trial.grouped, trial.images[:12, ::-1] if trial.rows else trial.images[:12][:, :, ::-1]
     before, n = old.score_samples(trial.images), len(old.calibration_scores_)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -356,15 +378,18 @@ CHECKS = (_check_parameters, _check_outside, _check_repeat, _check_scores, _chec
 def check_detector(detector: Detector, images: np.ndarray | None = None) -> list[str]:
     """Put a detector through every clause; the list of the clauses, all of them kept.
 
-    detector: with any parameters; it is cloned and stays as it is. images: uint8 [N,C,H,W], normal, N >= 40; default:
-    120 handwritten threes and eights, 28x28. Raises BrokenPromise, which names the detector, the clause and what was
-    seen; an error of a first plain fit on the images passes through.
+    detector: with any parameters; it is cloned and stays as it is. images: normal, N >= 40, uint8 [N,C,H,W], or rows of
+    numbers, float [N,D], for a detector that takes them; default: 120 handwritten threes and eights, 28x28. Raises
+    BrokenPromise, which names the detector, the clause and what was seen; an error of a first plain fit on the images
+    passes through.
     """
     if images is None:
         train, _ = load_dataset("digits")
         images = train.images[np.isin(train.labels, (3, 8))][:120]
-    if len(images) < 40 or images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"images is {images.dtype} {list(images.shape)}: give uint8 [N,C,H,W] with N >= 40.")
+    kind = (images.ndim, images.dtype.kind)
+    if len(images) < 40 or not (images.dtype == np.uint8 and images.ndim == 4 or kind == (2, "f")):
+        raise ValueError(f"images is {images.dtype} {list(images.shape)}: give uint8 [N,C,H,W] or float [N,D] with "
+                         "N >= 40.")
     trial = Trial(detector, images)
     for check in CHECKS:
         try:

@@ -7,6 +7,7 @@ __all__ = ['CLAD', 'statistics_for']
 
 # %% ../nbs/14_detector.ipynb #9f69199b
 import numpy as np
+import pandas as pd
 
 from .autoencoder import Autoencoder
 from .base import Detector, Knob
@@ -19,13 +20,14 @@ from .training import Pixels, Stage, channel_statistics
 class CLAD(Detector):
     """Confidence-based self-labelling anomaly detection (arXiv 2104.09793): autoencoder, DEC, ResNet-18, ODIN.
 
-    The knobs, each a parameter of a stage: n_clusters, K, of self_labels; hidden_dim, d, of representation; temperature
-    and epsilon of confidence. The stages: representation, self_labels, classifier, confidence; None is the paper's
-    part, and any other `Stage` of that place may stand there. statistics: (mean, std) per channel in [0, 1] units, or
-    None to measure them. cache_dir: folder for results of stages and checkpoints. The rest as for `Detector`.
+    The knobs, each a parameter of a stage: n_clusters, K or "auto" (as many as `suggest_n_clusters` says), of
+    self_labels; hidden_dim, d, of representation; temperature and epsilon of confidence. The stages: representation,
+    self_labels, classifier, confidence; None is the paper's part, and any other `Stage` of that place may stand there.
+    statistics: (mean, std) per channel in [0, 1] units, or None to measure them. cache_dir: folder for results of
+    stages and checkpoints. The rest as for `Detector`.
 
     After fit: representation_, self_labels_, classifier_, confidence_; labels_ int64 [N], the pseudo-label of each
-    image in X[~held_out_]; fit_report_.
+    image in X[~held_out_]; n_clusters_ and, after "auto", n_clusters_evidence_, its table; fit_report_.
     """
 
     accepts_flat = True
@@ -34,7 +36,7 @@ class CLAD(Detector):
     n_clusters, hidden_dim = Knob("self_labels"), Knob("representation")
     temperature, epsilon = Knob("confidence"), Knob("confidence")
 
-    def __init__(self, *, n_clusters: int | None = None, hidden_dim: int | None = None,
+    def __init__(self, *, n_clusters: int | str | None = None, hidden_dim: int | None = None,
                  temperature: float | None = None, epsilon: float | None = None, representation: Stage | None = None,
                  self_labels: SelfLabels | None = None, classifier: PseudoLabelClassifier | None = None,
                  confidence: Confidence | None = None, statistics: tuple | None = None, cache_dir: str | None = None,
@@ -61,6 +63,16 @@ class CLAD(Detector):
     def labels_(self) -> np.ndarray:
         "Pseudo-label of each image of the fit, int64 [N]."
         return self.self_labels_.labels_
+
+    @property
+    def n_clusters_(self) -> int:
+        "K of the fit."
+        return self.self_labels_.n_clusters_
+
+    @property
+    def n_clusters_evidence_(self) -> pd.DataFrame:
+        "Stability and likelihood by K (`suggest_n_clusters`); AttributeError where K was given."
+        return self.self_labels_.n_clusters_evidence_
 
     def _judge(self, images, work) -> None:
         "Warn where many scores of normal images are tied."

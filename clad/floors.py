@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST', 'SMALLEST', 'MOST', 'sized', 'Member', 'some', 'principal', 'Residual', 'contrast_normalised',
            'GCNNeighbours', 'edge_histograms', 'hog', 'HOGResidual', 'centred_patches', 'whitening', 'PatchResidual',
-           'OneMember', 'GCN', 'HOG', 'Patches']
+           'as_rows', 'RowNeighbours', 'RowResidual', 'OneMember', 'GCN', 'HOG', 'Patches']
 
 # %% ../nbs/16_floors.ipynb #a02b5736
 from functools import cached_property
@@ -238,6 +238,35 @@ class PatchResidual(Residual):
     def _restore(self, tensors, *before, device):
         super()._restore(tensors, *before, device=device)
         self._dictionary(*(tensors[k].cpu() for k in ("patch_mean", "matrix", "centres")))
+
+# %% ../nbs/16_floors.ipynb #78103685
+def as_rows(pixels: Pixels) -> np.ndarray:
+    "Scaled rows, float32 [N,D], of rows of numbers."
+    return torch.cat([x.cpu() for x in pixels.batches(1024)]).numpy()
+
+
+class RowNeighbours(GCNNeighbours):
+    "Rows of numbers [N,D], `components` principal directions, distance to the k-th nearest normal row."
+
+    name = "neighbours"
+
+    def _rows(self, pixels):
+        return as_rows(pixels)
+
+
+class RowResidual(Residual):
+    "Rows of numbers [N,D]; what lies outside `components` principal directions, at most D / 2, of the normal ones."
+
+    name, allowed = "residual", {("components",): AT_LEAST_1}
+
+    def __init__(self, components: int = 64):
+        self.components = components
+
+    def _rows(self, pixels):
+        return as_rows(pixels)
+
+    def _learn(self, rows, seed):
+        self.mean_row_, self.directions_ = principal(rows, min(self.components, max(1, rows.shape[1] // 2)), seed)
 
 # %% ../nbs/16_floors.ipynb #eab971ec
 class OneMember(Detector):

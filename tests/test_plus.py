@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import clad
 from clad.conformance import CHECKS, check_detector
-from clad.encoder import SHA256, EncoderNeighbours, by_position, lite0_weights, make_encoder
+from clad.encoder import SHA256, EncoderKNN, EncoderNeighbours, by_position, lite0_weights, make_encoder
 from clad.floors import GCNNeighbours
 from clad.plus import CLADPlus
 from clad.runs import OWN, Run, build
@@ -153,3 +154,45 @@ def test_methods_of_our_own_are_runs_but_not_of_the_paper():
 def test_members_can_be_swapped():
     detector = CLADPlus(budget=SMALL, gcn=GCNNeighbours(components=8, k=1)).fit(discs(50))
     assert detector.gcn_.bank_.shape[1] == 8 and detector.get_params()["gcn__k"] == 1
+
+
+def test_rows_are_weighed_by_shuffled_columns():
+    "Two pairs of columns that go together: a row of usual values that breaks the rule is strange."
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 300))
+    rows = np.c_[a, a, b, b] + 0.05 * rng.normal(size=(300, 4))
+    detector = CLADPlus(random_state=0).fit(rows)
+    areas = {name: m["turned"] for name, m in detector.members_.items()}
+    assert set(areas) == {"neighbours", "residual"} and min(areas.values()) > 0.9
+    votes = {name: max(0, 2 * area - 1) ** 3 for name, area in areas.items()}
+    for name, m in detector.members_.items():
+        assert m["weight"] == pytest.approx(votes[name] / sum(votes.values()))
+    assert detector.predict([[1.0, -1.0, 0.5, 0.5], [1.0, 1.0, 0.5, 0.5]]).tolist() == [-1, 1]
+    with pytest.raises(ValueError, match="rows of numbers are no pictures"):
+        CLADPlus(encoder="auto").fit(rows)
+    with pytest.warns(UserWarning, match="no member tells shuffled columns"):
+        CLADPlus().fit(rows[:, :1])    # one column has nothing to do with another
+
+
+class Cells(nn.Module):
+    "Means of the cells of a grid of eight by eight, of each channel: a tiny encoder."
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)
+
+
+def test_encoder_neighbours_are_those_of_scikit_learn():
+    "On features computed beside it; no encoder package is needed. The member is as good in a detector."
+    x, new = discs(60), discs(20, seed=1)
+    rows = [torch.nn.functional.normalize(Cells()(nn.functional.interpolate(
+        torch.from_numpy(v).float() / 255, size=(48, 48), mode="bicubic", antialias=True).clamp(0, 1))).numpy()
+        for v in (x, new)]
+    expected = NearestNeighbors(n_neighbors=3).fit(rows[0]).kneighbors(rows[1])[0][:, -1]
+    member = EncoderNeighbours(Cells(), k=3, size=48)
+    assert np.allclose(member.fit(x).distance(new), expected, atol=1e-5)
+    alone = EncoderKNN(member=member, calibration_fraction=0).fit(x)
+    assert np.allclose(-alone.score_samples(new), expected, atol=1e-5)
+    member.remember(new)
+    both = NearestNeighbors(n_neighbors=3).fit(np.concatenate(rows)).kneighbors(rows[1])[0][:, -1]
+    assert np.allclose(member.distance(new), both, atol=1e-3)
+    assert member.spread == pytest.approx(1 - np.square(np.concatenate(rows).mean(0)).sum(), abs=1e-5)

@@ -2,8 +2,8 @@
 
 usage: python tools/dirty.py > figures/dirty.csv
 
-0, 1, 5 and 10 % of the training images are digits of other classes, drawn at random; three seeds for the networks (the
-file of the repository has two, of CLAD one), five for the kernel methods. The named setting `short`, with a fifth held
+0, 1, 5 and 10 % of the training images are digits of other classes, drawn at random; three seeds for the networks (of
+CLAD the file of the repository has one), five for the kernel methods. The named setting `short`, with a fifth held
 out. Columns: AUROC on the test images; at alpha = 5 %, the share of flagged normal and anomalous test images; the share
 of the planted anomalies among as many most suspect images (`clad.dirty`, kernel methods); AUROC and hits of a fit
 without the planted among twice as many most suspect images, as a person takes them out who looks at those.
