@@ -21,7 +21,7 @@ from .training import LOOP, Checkpoint, Loop, Pixels, Stage, device_of, exact, l
 # %% ../nbs/12_classifier.ipynb #03642c21
 def make_resnet(n_clusters: int, channels: int) -> nn.Module:
     "torchvision's ResNet-18 from scratch with n_clusters outputs; a one-channel stem for grey images."
-    from torchvision.models import resnet18    # takes seconds to import
+    from torchvision.models import resnet18  # takes seconds to import
 
     net = resnet18(weights=None, num_classes=n_clusters)
     if channels == 1:

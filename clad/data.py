@@ -513,7 +513,7 @@ def _patience(seconds: float) -> Iterator[None]:
 # %% ../nbs/00_data.ipynb #b8e5b653
 def _fetch(archive: _Archive, folder: Path) -> None:
     "Download one archive from the first address that answers, check its md5 sum and unpack it under `folder`."
-    from torchvision.datasets import utils as tv_utils    # takes seconds to import
+    from torchvision.datasets import utils as tv_utils  # takes seconds to import
 
     for i, url in enumerate(archive.urls):
         try:

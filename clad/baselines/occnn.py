@@ -113,7 +113,7 @@ def alexnet_backbone(weights: str | None) -> tuple[nn.Module, nn.Module, int]:
     weights: torchvision's file, e.g. alexnet-owt-7be5be79.pth, or None for random ones (to be loaded over). Raises
     ValueError naming a file that does not hold them.
     """
-    from torchvision.models import alexnet    # takes seconds to import
+    from torchvision.models import alexnet  # takes seconds to import
 
     net = alexnet(weights=None)
     if weights is not None:
