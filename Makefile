@@ -78,7 +78,7 @@ test: $(STAMP)
 	$(BIN)/ruff check --quiet clad nbs tests tools
 	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/nbdev_test --do_print --n_workers $(CORES)
 	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests --ignore=tests/test_sync.py \
-	    -n $(CORES) --dist loadfile
+	    -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs/index.ipynb

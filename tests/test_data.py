@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from real_data import real
 from sklearn.datasets import load_digits
+from torchvision.datasets import utils as tv_utils
 
 from clad import data as clad_data
 from clad import images as clad_images
@@ -694,7 +695,7 @@ def test_no_data_and_no_network_is_one_sentence(tmp_path, monkeypatch, dataset, 
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(clad_data.tv_utils, "download_and_extract_archive", offline)
+    monkeypatch.setattr(tv_utils, "download_and_extract_archive", offline)
     root = tmp_path / "not" / "there"
     for download, reason in ((False, "is missing; the files"), (True, "download failed (OSError: no route to host)")):
         with pytest.raises(FileNotFoundError) as caught:
@@ -716,7 +717,7 @@ def test_a_download_that_breaks_leaves_what_was_there(tmp_path, monkeypatch):
         if len(calls) == 2:
             raise ConnectionResetError("connection reset by peer")
 
-    monkeypatch.setattr(clad_data.tv_utils, "download_and_extract_archive", breaks)
+    monkeypatch.setattr(tv_utils, "download_and_extract_archive", breaks)
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(FileNotFoundError, match="ConnectionResetError"):
         load_dataset("gtsrb", tmp_path)
