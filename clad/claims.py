@@ -573,7 +573,8 @@ def effort(records: pd.DataFrame, results: str | Path) -> dict[str, str]:
     return {"machines": "; ".join(f"{n} runs on {m}" for m, n in machines.value_counts().items()),
             "software": "; ".join(f"{v} ({n} runs)" for v, n in versions.value_counts().items()),
             "hours": f"{hours.sum():.1f} (" + ", ".join(f"{s} {h:.1f}" for s, h in hours.items()) + "; stages that a "
-                     "run found in the cache are counted where they were computed)"}
+                     "run found in the cache are counted where they were computed; on the clock, beside "
+                     "other programs and with pauses)"}
 
 # %% ../nbs/33_claims.ipynb #33a00032
 SCOPE = """**In:** every cell of Tables 1 to 4 and every point of Figure 3 with the setting `short`; some cells with
