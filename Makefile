@@ -42,6 +42,8 @@ BIN   = $(VENV)/bin
 STAMP = $(VENV)/installed
 # one thread per process: OpenMP threads of neighbouring processes would wait for each other
 ALONE = OMP_NUM_THREADS=1
+# the installation compiles nothing beforehand: each library is compiled when it is first imported, and that is kept
+unexport PYTHONDONTWRITEBYTECODE
 CORES = $$($(BIN)/python -c "import joblib; print(min(joblib.cpu_count(), 4))")
 FITS  = import ensurepip, sys, venv; print("fits" if (3, 11) <= sys.version_info < (3, 14) else "")
 
