@@ -68,7 +68,7 @@ class CLADPlus(Detector):
     that the columns were shuffled. The columns should be in one unit (a scaler before it sees to that). What concerns
     pictures (budget, gcn, hog, transforms, frozen) is not used then; an encoder raises ValueError.
 
-    budget: pictures that the network of chapter 18 is shown in training, or "auto" (120,000 on a CPU, two minutes of a
+    budget: pictures that the network of chapter 18 is shown in training, or "auto" (480,000 on a CPU, some minutes of a
     core; 2,000,000 on a GPU). encoder: None for a detector from scratch; "auto" (EfficientNet-Lite0, extra `encoder`),
     a name of timm's, a module or a function for one more member (chapter 17). The members, each a stage: gcn, hog,
     transforms, frozen (which holds the encoder); for rows: neighbours, residual. cache_dir: folder for results of

@@ -61,13 +61,13 @@ def nearest(rows: torch.Tensor, bank: torch.Tensor, k: int, block: int = 1024) -
     return torch.cat(parts).double().sqrt()
 
 # %% ../nbs/18_transforms.ipynb #3e2638aa
-CPU, GPU = 120_000, 2_000_000    # pictures shown in training, each turn counted: two minutes of a core
+CPU, GPU = 480_000, 2_000_000    # pictures shown in training, each turn counted: some minutes of a core
 
 
 class Transforms(Member):
     """A network that tells by how much a picture was turned, and what it says about how normal one is.
 
-    budget: pictures shown in training, each turn counted; "auto": 120,000 on a CPU, 2,000,000 on a GPU. width: of the
+    budget: pictures shown in training, each turn counted; "auto": 480,000 on a CPU, 2,000,000 on a GPU. width: of the
     network. k: which neighbour; most: normal images kept for comparison. After fit: net_, bank_ [4,n,D].
     """
 
