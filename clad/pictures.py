@@ -196,9 +196,10 @@ def plot_seconds(records: pd.DataFrame, ax: Axes) -> None:
     keys = ["dataset", "method", "settings"]
     plain = plain.sort_values(keys, key=lambda c: c.map(order).fillna(0) if c.name != "settings" else c, kind="stable")
     means = plain.groupby(keys, sort=False)[stages].mean().fillna(0.0)
-    left, colours = np.zeros(len(means)), plt.get_cmap("tab20").colors
+    colours = [c for i, c in enumerate(plt.get_cmap("tab20").colors) if i not in (6, 7)]    # red is for anomalies
+    left = np.zeros(len(means))
     for number, stage in enumerate(stages):
-        ax.barh(range(len(means)), means[stage], left=left, color=colours[number % 20], height=0.7,
+        ax.barh(range(len(means)), means[stage], left=left, color=colours[number % len(colours)], height=0.7,
                 label=stage.removeprefix("seconds."))
         left += means[stage].to_numpy()
     for y, (_, own) in enumerate(plain.groupby(keys, sort=False)):
