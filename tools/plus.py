@@ -135,9 +135,8 @@ def several(array: np.ndarray, most: int) -> np.ndarray:
 def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, str], float]:
     "All rows of one scenario."
     split = get_scenario(dataset, name).split(*load_dataset(dataset))
-    method = "CLADPlusEncoder" if args.encoder else "CLADPlus"
-    detector = build(Run(dataset, name, method, seed=seed), cache_dir=args.cache).fit(split.train.images,
-                                                                                      groups=split.train.groups)
+    run = Run(dataset, name, "CLADPlus", seed=seed, overrides={"encoder": "auto"} if args.encoder else None)
+    detector = build(run, cache_dir=args.cache).fit(split.train.images, groups=split.train.groups)
     rows = votes(detector, split) if "votes" in args.parts else {}
     index = by_content(split.train.images, 4_000)
     train, hidden = split.train.images[index], split.train.labels[index]

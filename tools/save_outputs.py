@@ -7,6 +7,7 @@ outputs they have; sources are left as they are. Pictures are stored with a pale
 less than half as large, and those that are still large (photographs) as JPEG. Run `nbdev_clean` afterwards.
 """
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,5 +54,8 @@ if __name__ == "__main__":
     os.environ["IN_TEST"] = "1"
     config = get_config()
     sys.path.insert(0, str(config.config_path))
-    for name in sys.argv[1:]:
-        run(Path(name).resolve(), set(config.tst_flags.split()))
+    if len(sys.argv) == 2:
+        run(Path(sys.argv[1]).resolve(), set(config.tst_flags.split()))
+    else:    # each in a process of its own: settings of plots and threads stay where they were made
+        for name in sys.argv[1:]:
+            subprocess.run([sys.executable, __file__, name], check=True)
