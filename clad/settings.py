@@ -156,7 +156,7 @@ def _own(**short: Any) -> Callable[..., dict]:
 
 
 _OWN = {"GCN": _own(), "HOG": _own(), "Patches": _own(), "EncoderKNN": _own(), "CLADPlus": _own(budget=480_000),
-        "CLADPlusEncoder": _own(budget=120_000, encoder="auto")}
+        "CLADPlusEncoder": _own(budget=480_000, encoder="auto")}
 
 # %% ../nbs/52_settings.ipynb #bfdb4dfc
 SETTINGS = ("paper", "released", "short", "smoke")

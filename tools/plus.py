@@ -1,7 +1,7 @@
 """What each part of CLADPlus brings, and whether it helps to know the hidden classes, on the development scenarios.
 
 usage: python tools/plus.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL cifar10/THG tiny-imagenet/STRT] [--seed 0]
-                            [--cache FOLDER] [--encoder] [--parts votes scores labels] [--budget 40000]
+                            [--cache FOLDER] [--encoder] [--parts votes scores labels optimizer] [--budget 40000]
 
 Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in OUT.csv are replaced. Parts:
   member   one opinion alone
@@ -12,9 +12,12 @@ Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in 
            features of the network of chapter 18 and of the encoder
   labels   hidden classes in the labels: a network of `--budget` pictures that tells turns alone (none), or turns and
            classes that are found, over-split, or true; the distance is `near`
+  optimizer  how that network learns turns alone: by SGD, by Muon
 """
 import argparse
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +37,12 @@ from clad.plus import CLADPlus
 from clad.runs import Run, build
 from clad.scenarios import get_scenario
 from clad.training import Pixels, channel_statistics
-from clad.transforms import TurnNet, nearest, shifted, sized, turned
+from clad.transforms import Muon, TurnNet, nearest, shifted, sized, turned
 
 DEVELOPMENT = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT")
+PARTS = ("votes", "scores", "labels", "optimizer")
 SHARES = np.linspace(0, 1, 11)
+SGD = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
 def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
@@ -93,7 +98,7 @@ def scores(normal: np.ndarray, hidden: np.ndarray, test: np.ndarray, odd: np.nda
 
 
 def joint(images: np.ndarray, labels: np.ndarray | None, test: np.ndarray, odd: np.ndarray, seed: int,
-          budget: int, size: int = 64) -> float:
+          budget: int, optimizer_of: Callable = Muon, size: int = 64) -> float:
     "AUROC of `near` after training on turns and, where given, labels [n] of classes, with a head of their own."
     torch.manual_seed(seed)
     pixels, other = (Pixels(v, *channel_statistics(images), torch.device("cpu")) for v in (images, test))
@@ -101,8 +106,7 @@ def joint(images: np.ndarray, labels: np.ndarray | None, test: np.ndarray, odd: 
     count = 0 if labels is None else int(labels.max()) + 1
     head = torch.nn.Linear(net.head.in_features, max(1, count))
     steps, answer = budget // (4 * size), torch.arange(4).repeat_interleave(size)
-    optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], 0.1, momentum=0.9, weight_decay=5e-4,
-                                nesterov=True)
+    optimizer = optimizer_of([*net.parameters(), *head.parameters()] if count else net.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps + 1)
     for _ in range(steps):
         index = np.random.default_rng(int(torch.randint(2**31, ()))).choice(len(images), size, replace=False)
@@ -153,6 +157,8 @@ def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, s
         for choice, labels in classes_of(described["turns"][0], hidden, seed).items():
             given = None if choice == "none" else np.unique(labels, return_inverse=True)[1]
             rows["labels", choice] = joint(train, given, test, odd, seed, args.budget)
+    for choice, kind in (("SGD", SGD), ("Muon", Muon)) if "optimizer" in args.parts else ():
+        rows["optimizer", choice] = joint(train, None, test, odd, seed, args.budget, kind)
     return rows
 
 
@@ -162,8 +168,7 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=DEVELOPMENT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache")
-    parser.add_argument("--parts", nargs="+", choices=["votes", "scores", "labels"],
-                        default=["votes", "scores", "labels"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--encoder", action="store_true", help="with the encoder of the extra `encoder`")
     parser.add_argument("--budget", type=int, default=40_000)
     args = parser.parse_args()
