@@ -69,8 +69,8 @@ def orthogonal(matrix: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Kernels [O,I,h,w] move along the orthogonal part of their momentum, all else as under SGD (Nesterov).
 
-    lr: of all else; kernels move by `reach` times that in each direction. weight_decay: as in SGD; of kernels apart from
-    the gradient. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    lr: of all else; kernels move by `reach` times that in each direction. weight_decay: as in SGD, for kernels apart
+    from the gradient. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, *, momentum: float = 0.9, weight_decay: float = 5e-4,
