@@ -85,6 +85,25 @@ def test_an_encoder_that_sees_no_difference_has_no_vote():
     assert blind < 1e-3 < pixels <= 1
 
 
+def test_an_encoder_that_does_not_notice_turns_counts_less():
+    def upright(x):
+        return torch.cat([x.mean(3).flatten(1), x.mean((1, 2, 3))[:, None]], 1) - 0.4
+
+    def any_way(x):
+        return sum(upright(x.rot90(k, (2, 3))) for k in range(4))
+
+    x = discs(60)
+    fits = [CLADPlus(budget=SMALL, encoder=e).fit(x) for e in (upright, any_way)]
+    m = [fit.members_ for fit in fits]
+    assert m[0]["encoder"]["turned"] > 0.9 and m[1]["encoder"]["turned"] == pytest.approx(0.5, abs=0.01)
+    for fit, members in zip(fits, m):
+        votes = {name: max(0, 2 * members[name]["turned"] - 1) ** 3 + 0.1**3 for name in ("encoder", "gcn", "hog")}
+        sigma, ratio = fit.frozen_.spread, votes["encoder"] / max(votes["gcn"], votes["hog"])
+        share = members["encoder"]["weight"]
+        assert share / (1 - share) == pytest.approx(sigma / (1 - sigma) * ratio)
+        assert sum(v["weight"] for v in members.values()) == pytest.approx(1)
+
+
 def test_features_do_not_depend_on_order_and_are_found_again(tmp_path):
     calls = []
 

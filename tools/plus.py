@@ -7,7 +7,7 @@ Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in 
   member   one opinion alone
   without  the vote without one member (the network of chapter 18 is one member)
   vote     scales and weights: equal, by the turn test, by the best weights for the test labels ("oracle")
-  encoder  its share of the vote: none, by the spread of its features, a half, all, and the oracle's
+  encoder  its share of the vote: none, by the rule, a half, all, and the oracle's
   score    hidden classes in the score: none, found (k-means, 10), over-split (50), true; for two distances, on the
            features of the network of chapter 18 and of the encoder
   labels   hidden classes in the labels: a network of `--budget` pictures that tells turns alone (none), or turns and
@@ -64,7 +64,7 @@ def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
         auroc(split.is_anomaly, a * own["gcn"] + b * own["hog"] + (1 - a - b) * own["network"])
         for a, b in itertools.product(SHARES, SHARES) if a + b <= 1 + 1e-9)
     if share:
-        for choice, part in (("none", 0.0), ("by spread", share), ("half", 0.5), ("all", 1.0)):
+        for choice, part in (("none", 0.0), ("by the rule", share), ("half", 0.5), ("all", 1.0)):
             areas["encoder", choice] = float(auroc(split.is_anomaly, (1 - part) * scratch + part * z["encoder"]))
         areas["encoder", "oracle"] = max(auroc(split.is_anomaly, (1 - p) * scratch + p * z["encoder"]) for p in SHARES)
     return areas
