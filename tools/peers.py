@@ -1,6 +1,6 @@
-"""What other detectors make of the same features of the same images, on the development scenarios.
+"""What other detectors make of the same features of the same images.
 
-usage: python tools/peers.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL cifar10/THG tiny-imagenet/STRT] [--cache FOLDER]
+usage: python tools/peers.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL ...] [--peers "PyOD KNN" ...] [--cache FOLDER]
 
 Needs the extras `encoder` and `peers`. Every peer gets the encoder's features (chapter 17, rows of length one) of at
 most 4,000 normal images, and scores at most 2,500 test images; parameters are the peer's own defaults. Columns: auroc;
@@ -10,8 +10,11 @@ chapter 54, set on a tenth of the normal images that the neighbours do not inclu
 """
 import argparse
 import importlib.metadata
+import multiprocessing
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,10 +27,14 @@ from clad.conformal import conformal_offset, held_out
 from clad.data import load_dataset
 from clad.encoder import EncoderNeighbours, by_content
 from clad.metrics import auroc
+from clad.runs import peak_memory
 from clad.scenarios import get_scenario
 from clad.training import StageStore, Workspace
 
 ALPHA = 0.05
+SCENARIOS = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT", "mnist/STR", "mnist/MIX", "gtsrb/INST",
+             "gtsrb/WARN", "gtsrb/DIRC", "gtsrb/SPEC", "gtsrb/REGN", "cifar10/LIV", "tiny-imagenet/ANML",
+             "tiny-imagenet/ISCT", "tiny-imagenet/ISTM", "tiny-imagenet/VHCL")
 
 
 class Clad:
@@ -106,9 +113,12 @@ def peers() -> dict:
             "IsolationForest": Sklearn(IsolationForest(random_state=0))}
 
 
-def row(name: str, peer: Clad, normal: np.ndarray, groups, test: np.ndarray, odd: np.ndarray) -> dict:
+def row(name: str, normal: np.ndarray, groups, test: np.ndarray, odd: np.ndarray) -> dict:
     "One peer's numbers on one scenario."
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    peer = peers()[name]
     begun = time.perf_counter()
     peer.fit(normal, groups)
     fitted = time.perf_counter()
@@ -117,21 +127,24 @@ def row(name: str, peer: Clad, normal: np.ndarray, groups, test: np.ndarray, odd
     alarms = peer.alarms(scores)
     version = "" if peer.package == Clad.package else importlib.metadata.version(peer.package)
     return {"peer": name, "version": version, "auroc": float(auroc(odd, scores)), "fit": fitted - begun,
-            "score": done - fitted, "false_alarms": np.nan if alarms is None else float(np.mean(alarms[~odd]))}
+            "score": done - fitted, "memory": peak_memory(),
+            "false_alarms": np.nan if alarms is None else float(np.mean(alarms[~odd]))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
-    parser.add_argument("--scenarios", nargs="+",
-                        default=["mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT"])
+    parser.add_argument("--scenarios", nargs="+", default=SCENARIOS, choices=SCENARIOS)
+    parser.add_argument("--peers", nargs="+", default=list(peers()), choices=list(peers()))
     parser.add_argument("--cache")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    table = []
+    table = pd.read_csv(args.out).to_dict("records") if Path(args.out).exists() else []
     for scenario in args.scenarios:
         dataset, name = scenario.split("/")
+        there = {v["peer"] for v in table if (v["dataset"], v["scenario"]) == (dataset, name)}
+        if there >= set(args.peers):
+            continue
         split = get_scenario(dataset, name).split(*load_dataset(dataset))
         encoder = EncoderNeighbours().fit(split.train.images, workspace=Workspace(store=StageStore(args.cache)))
         index, other = by_content(split.train.images, 4_000), -(-len(split.test) // 2_500)
@@ -139,8 +152,9 @@ def main() -> None:
                         for v in (split.train.images[index], split.test.images[::other]))
         groups = None if split.train.groups is None else split.train.groups[index]
         normal, test, odd = normal.astype(np.float64), test.astype(np.float64), split.is_anomaly[::other]
-        for peer, model in peers().items():
-            found = row(peer, model, normal, groups, test, odd)
+        for peer in (peer for peer in args.peers if peer not in there):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
+                found = own.submit(row, peer, normal, groups, test, odd).result()
             table.append({"dataset": dataset, "scenario": name, **found})
             print(table[-1], flush=True)
             write_rows(pd.DataFrame(table).round(4), args.out)

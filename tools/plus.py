@@ -7,7 +7,8 @@ Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in 
   member   one opinion alone
   without  the vote without one member (the network of chapter 18 is one member)
   vote     scales and weights: equal, by the turn test, by the best weights for the test labels ("oracle")
-  encoder  its share of the vote: none, by the rule, a half, all, and the oracle's
+  encoder  its share of the vote: none, by the spread of its features alone, by the rule, a half, all,
+           and the oracle's
   score    hidden classes in the score: none, found (k-means, 10), over-split (50), true; for two distances, on the
            features of the network of chapter 18 and of the encoder
   labels   hidden classes in the labels: a network of `--budget` pictures that tells turns alone (none), or turns and
@@ -64,7 +65,8 @@ def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
         auroc(split.is_anomaly, a * own["gcn"] + b * own["hog"] + (1 - a - b) * own["network"])
         for a, b in itertools.product(SHARES, SHARES) if a + b <= 1 + 1e-9)
     if share:
-        for choice, part in (("none", 0.0), ("by the rule", share), ("half", 0.5), ("all", 1.0)):
+        parts = {"none": 0.0, "by spread": detector.frozen_.spread, "by the rule": share, "half": 0.5, "all": 1.0}
+        for choice, part in parts.items():
             areas["encoder", choice] = float(auroc(split.is_anomaly, (1 - part) * scratch + part * z["encoder"]))
         areas["encoder", "oracle"] = max(auroc(split.is_anomaly, (1 - p) * scratch + p * z["encoder"]) for p in SHARES)
     return areas
@@ -139,7 +141,7 @@ def several(array: np.ndarray, most: int) -> np.ndarray:
 def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, str], float]:
     "All rows of one scenario."
     split = get_scenario(dataset, name).split(*load_dataset(dataset))
-    run = Run(dataset, name, "CLADPlus", seed=seed, overrides={"encoder": "auto"} if args.encoder else None)
+    run = Run(dataset, name, "CLADPlusEncoder" if args.encoder else "CLADPlus", seed=seed)
     detector = build(run, cache_dir=args.cache).fit(split.train.images, groups=split.train.groups)
     rows = votes(detector, split) if "votes" in args.parts else {}
     index = by_content(split.train.images, 4_000)
