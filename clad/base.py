@@ -29,6 +29,7 @@ from clad.conformal import (
     conformal_p_values,
     held_out,
     least_groups,
+    rounded_up,
     scarce_clusters,
 )
 from .files import read_bundle, write_bundle
@@ -147,7 +148,7 @@ class Decisions:
         found = f"{count} groups of calibration images" if count < n else f"{n} calibration images"
         return (f"{found} cannot promise a false-alarm rate of {self.alpha:g}: at least {least_groups(self.alpha)} are "
                 f"needed; hold out more (calibration_fraction), call calibrate(X) with more, or raise alpha to "
-                f"{1 / (count + 1):.3g}.")
+                f"{rounded_up(1 / (count + 1))}.")
 
     def _require_calibration(self) -> None:
         self._check_alpha()

@@ -280,6 +280,8 @@ def _check_file(path: str, flag: str) -> None:
 
     if Path(path).is_dir() or not Path(path).name:
         raise OSError(f"{path or 'the empty name'} is no name for a file ({flag})")
+    if Path(path).exists() and not os.access(path, os.W_OK):
+        raise OSError(f"{path} is there and must not be written ({flag})")
     check_folder(Path(path).parent, f"{Path(path).name} ({flag})")
 
 # %% ../nbs/49_cli.ipynb #783aa5fb
@@ -289,12 +291,18 @@ def _fit(words: argparse.Namespace) -> None:
     from clad.report import hidden_classes, keep_examples, sort_by_look
 
     _check_file(words.out, "--out")
-    detector = _named_detector(words.detector, words.settings, _wanted(words))
+    wanted = _wanted(words)
+    detector = _named_detector(words.detector, words.settings, wanted)
     detector._check_alpha()
+    share = wanted.get("calibration_fraction", 0.5)
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise ValueError(f"calibration_fraction is {share!r}: some pictures have to set the threshold and some to be "
+                         "learnt from; give a number between 0 and 1")
     name, why = type(detector).__name__, default_detector()[2]
     with _talk(words) as say:
         pictures = _read(words, say, size=words.size)
-        detector.set_params(calibration_fraction=held_share(len(pictures), detector.alpha))
+        if "calibration_fraction" not in wanted:
+            detector.set_params(calibration_fraction=held_share(len(pictures), detector.alpha))
         held = round(detector.calibration_fraction * len(pictures))
         reason = "" if words.detector or words.settings else f" ({why})"
         say(f"fitting {name}{reason} on {len(pictures) - held:,} pictures; {held:,} set the threshold")
@@ -329,9 +337,12 @@ def _score(words: argparse.Namespace) -> None:
 
     if words.reasons < 0:
         raise ValueError(f"--reasons is {words.reasons}: give a number of pictures, or 0 for none")
-    detector = _load(words)
+    detector, taken = _load(words), [Path(words.model).resolve()]
     for path, flag in ((words.out, "--out"), *(((words.report, "--report"),) if words.report is not None else ())):
         _check_file(path, flag)
+        if Path(path).resolve() in taken:
+            raise ValueError(f"{path} ({flag}) is another file of this command: give each a name of its own")
+        taken.append(Path(path).resolve())
     with _talk(words) as say:
         pictures = _read(words, say, like=detector)
         table = score_pictures(detector, pictures.images, pictures.files, words.fdr, _bars(words))
@@ -632,6 +643,8 @@ def _list(words: argparse.Namespace) -> None:
 # %% ../nbs/49_cli.ipynb #ce5ec858
 def main(arguments: Sequence[str] | None = None) -> int:
     "The `clad` command; returns its exit code (0; 1 after an error, in one sentence; 130 after Ctrl-C)."
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")    # a name that the terminal cannot show is no failure
     words = _parser().parse_args(arguments)
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
                 "update": _update}
@@ -639,7 +652,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands[words.command](words)
     except KeyboardInterrupt:
         kept = "finished runs are recorded, the same command goes on from there"
-        print(f"clad: interrupted; {kept if words.command == 'reproduce' else 'nothing was changed'}", file=sys.stderr)
+        kept = kept if words.command == "reproduce" else "no file is half written"
+        print(f"clad: interrupted; {kept}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError, ImportError) as error:
         said = re.sub(r"^\[Errno \d+\] ", "", str(error) or type(error).__name__)

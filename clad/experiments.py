@@ -157,7 +157,8 @@ def _growth(run: Run) -> int:
 def _from_records(run: Run, size: Mapping[str, int], frame: pd.DataFrame, counts: Mapping[str, int]) -> float:
     "Seconds by what is recorded of the method with these settings on this data set; NaN where nothing is."
     same = frame[(frame.dataset == run.dataset) & (frame.method == run.method) & (frame.settings == run.settings)]
-    scaled = [cost * (size["train"] / counts[name]) ** _growth(run) for name, cost in zip(same.scenario, same.cost)]
+    scaled = [cost * (size["train"] / counts[name]) ** _growth(run) for name, cost in zip(same.scenario, same.cost)
+              if name in counts]
     return float(np.mean(scaled)) if scaled else math.nan
 
 # %% ../nbs/31_experiments.ipynb #618fb82e

@@ -134,7 +134,7 @@ def _note(image: Image.Image) -> str:
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         return _SEVERAL
     deep = image.mode in _DEEP and image.mode != "F"
-    return _FAINT if deep and 0 < image.getextrema()[1] < 4096 else ""
+    return _FAINT if deep and 0 < image.convert("I").getextrema()[1] < 4096 else ""    # I;16B tells no extrema
 
 # %% ../nbs/51_images.ipynb #c40501d7
 def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:

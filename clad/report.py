@@ -301,7 +301,7 @@ for (const height of heights) { const bar = make("i");
 function threshold() {
   let count = 0; for (let i = 0; i < n; i++) count += isFlagged(i);
   $("flagged").textContent = count.toLocaleString("en"); $("rate").textContent = percent(S.alpha);
-  $("promise").textContent = S.alpha === D.alpha && D.fdr ?
+  $("promise").textContent = D.picked ? "" : S.alpha === D.alpha && D.fdr ?
     `Of the flagged, on average at most ${percent(D.fdr)} are normal (false discovery rate over the ` +
     `${n.toLocaleString("en")} pictures of this page).` :
     `Of new normal pictures, on average at most ${percent(S.alpha)} are flagged: ${D.held.toLocaleString("en")} ` +
@@ -376,11 +376,13 @@ def _data(detector: Detector, table: pd.DataFrame, shape: tuple, shown: np.ndarr
     thumb[shown] = np.arange(len(shown))
     groups = len(np.unique(detector.calibration_groups_))
     height, width = thumbnail_size(shape)
-    last = float(table.p_value[table.flagged].max()) if fdr and table.flagged.any() else detector.alpha
+    lowest = 1 / (groups + 1)
+    last = detector.alpha if not fdr else table.p_value[table.flagged].max() if table.flagged.any() else lowest / 2
     numbers = {"score": table.score, "p": table.p_value}
     return {"file": table.file.tolist(), "cls": [None if pd.isna(c) else int(c) for c in table.hidden_class],
             **{k: [float(f"{x:.9g}") for x in v] for k, v in numbers.items()}, "thumb": thumb.tolist(), "side": SIDE,
-            "height": height, "width": width, "alpha": last, "fdr": fdr, "held": groups, "lowest": 1 / (groups + 1),
+            "height": height, "width": width, "alpha": float(f"{last:.9g}"), "fdr": fdr, "held": groups,
+            "lowest": lowest, "picked": detector.fit_report_.get("picked", 0),
             "units": "groups" if groups < len(detector.calibration_scores_) else "pictures",
             "galleries": _galleries(table), "why": why}
 
@@ -426,6 +428,14 @@ def _skipped(skipped: dict[str, str]) -> str:
     return f"<details><summary>{len(skipped)} {word} left out</summary><ul>{items}</ul></details>" if skipped else ""
 
 # %% ../nbs/44_report.ipynb #b8f31d0d
+def _certificate(detector: Detector) -> str:
+    "What holds for the threshold, or why nothing does."
+    try:
+        return str(detector.certificate())
+    except ValueError as error:
+        return f"No certificate: {error}"
+
+
 def write_report(path: str | os.PathLike, detector: Detector, table: pd.DataFrame, images: np.ndarray, *,
                  title: str = "", skipped: dict[str, str] | None = None, fdr: float | None = None,
                  thumbnails: int = 10_000, reasons: Reasons | None = None, explained: int = 24) -> Path:
@@ -450,7 +460,7 @@ def write_report(path: str | os.PathLike, detector: Detector, table: pd.DataFram
     words = {
         "title": html.escape(title or f"What {name} found"), "n": f"{len(table):,}", "style": _STYLE, "data": data,
         "lead": html.escape(f"{len(table):,} {kind}, scored by {name}; {flagged:,} flagged. Strangest first."),
-        "certificate": html.escape(str(detector.certificate())), "skipped": _skipped(skipped or {}),
+        "certificate": html.escape(_certificate(detector)), "skipped": _skipped(skipped or {}),
         "about": html.escape(f"p-value: the share of held-out normal pictures at least as strange. {name} sees "
                              f"{images.shape[2]}x{images.shape[3]} pixels. Nothing is loaded from anywhere."),
         "sheets": "".join(f'<script type="text/plain" id="sheet{i}">{sheet}</script>\n'

@@ -71,14 +71,23 @@ def said(capsys, *words) -> tuple[int, str]:
 KINDS = {"16 bits": lambda: Image.fromarray(np.full((9, 9), 40000, np.uint16)), "cmyk": lambda: picture(mode="CMYK"),
          "palette": lambda: picture(mode="P"), "one bit": lambda: picture(mode="1"),
          "alpha": lambda: picture(mode="RGBA"), "grey alpha": lambda: picture(mode="LA"),
+         "16 bits, other end first": lambda: Image.frombytes("I;16B", (9, 9), np.full((9, 9), 40000, ">u2").tobytes()),
          "wide": lambda: picture((2, 400)), "dot": lambda: picture((1, 1))}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_of_every_kind_are_read(tmp_path, kind):
-    KINDS[kind]().save(tmp_path / ("a.tif" if kind == "cmyk" else "a.png"))
+    KINDS[kind]().save(tmp_path / ("a.tif" if kind in ("cmyk", "16 bits, other end first") else "a.png"))
     found = read_pictures(tmp_path, size=16)
     assert found.images.shape[2:] == (16, 16) and not found.skipped and len(found) == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg", "tif"])
+def test_a_picture_that_lies_on_its_side_is_turned_and_not_squashed(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((20, 60), "RGB").save(tmp_path / f"a.{kind}", exif=exif)
+    assert read_pictures(tmp_path).images.shape == (1, 3, 60, 20)
 
 
 @QUICK
@@ -170,6 +179,10 @@ def test_mistakes_are_one_sentence(tmp_path, model, capsys):
             (("fit", good, "--out", out, "--detector", "CLAD", "--set", "representation=3"), "is a part of CLAD"),
             (("fit", good, "--out", out, "--set", "hidden_dum=3"), "no parameter 'hidden_dum'"),
             (("fit", good, "--out", out, "--settings", "quick"), "quick"),
+            (("fit", good, "--out", out, "--set", "calibration_fraction=0"), "calibration_fraction is 0"),
+            (("fit", good, "--out", out, "--set", "calibration_fraction=much"), "calibration_fraction is 'much'"),
+            (("score", model, good, "--out", model), "a name of its own"),
+            (("score", model, good, "--out", out, "--report", out), "a name of its own"),
             (("fit", good, "--out", out, "--size", "3", "3"), "from 8 to 4096"),
             (("fit", good, "--out", out, "--alpha", "5"), "alpha is 5"),
             (("fit", good, "--out", out, "--device", "cuda:77"), "cuda:77"),
@@ -214,6 +227,38 @@ def test_a_session(tmp_path, capsys):
     assert main(["update", str(file), str(fill(tmp_path / "more", 30)), "--out", str(tmp_path / "n.clad")]) == 0
     assert file.read_bytes() == before and len(clad.load(tmp_path / "n.clad").calibration_scores_) == 50
     assert main(["update", str(file), str(tmp_path / "more")]) == 0 and len(clad.load(file).calibration_scores_) == 50
+
+
+def on_the_page(page: Path) -> dict:
+    return json.loads(re.search(r">(\{\"file\": .*?\})</script>", page.read_text("utf-8"), re.S)[1])
+
+
+@pytest.mark.parametrize("fdr", [None, 1e-9, 0.3])
+def test_page_and_table_flag_the_same_pictures(tmp_path, model, fdr):
+    "Also where nothing is discovered, and where a p-value has no short decimal."
+    detector, images = clad.load(model), read_pictures(fill(tmp_path / "new", 30)).images
+    images[:8] = 255 * RNG.integers(0, 2, (8, 1, 12, 12), dtype=np.uint8)
+    table = score_pictures(detector, images, [f"{i}.png" for i in range(len(images))], fdr)
+    data = on_the_page(write_report(tmp_path / "r.html", detector, table, images, fdr=fdr))
+    shown = [p <= data["alpha"] + 1e-12 for p in data["p"]]
+    assert shown == table.flagged.tolist() and (sum(shown) > 0) == (fdr != 1e-9)
+
+
+def test_a_page_after_pictures_were_picked(tmp_path, model, capsys):
+    file, new = tmp_path / "m.clad", fill(tmp_path / "new", 30)
+    for i in range(5):
+        Image.fromarray(255 * RNG.integers(0, 2, (12, 12), dtype=np.uint8)).save(new / f"{i:03}.png")
+    assert main(["update", str(model), str(new), "--picked", "--out", str(file), "--quiet"]) == 0
+    assert main(["score", str(file), str(new), "--out", str(tmp_path / "s.csv"), "--report", str(tmp_path / "r.html"),
+                 "--quiet"]) == 0
+    assert on_the_page(tmp_path / "r.html")["picked"] > 0
+    assert "No certificate: " in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_a_share_of_ones_own_to_set_the_threshold(tmp_path, model):
+    words = ["fit", str(model.parent / "good"), "--out", str(tmp_path / "m.clad"), "--detector", "OCSVM", "--quiet"]
+    assert main([*words, "--set", "calibration_fraction=0.5"]) == 0
+    assert len(clad.load(tmp_path / "m.clad").calibration_scores_) == 30
 
 
 def test_as_many_clusters_as_the_pictures_suggest(tmp_path, model, capsys):
