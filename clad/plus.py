@@ -140,7 +140,14 @@ class CLADPlus(Detector):
         "The images that members do not learn from."
         if n < 4:
             raise ValueError(f"there are {n} images to learn from: CLADPlus needs at least 4.")
-        return held_out(n, min(0.5, max(LEAST / n, min(0.1, MOST / n))), groups, seed)
+        if groups is not None and len(np.unique(groups)) < 2:
+            raise ValueError("all images to learn from are of one group: CLADPlus needs two, one to learn from and one "
+                             "to weigh its members by.")
+        held = held_out(n, min(0.5, max(LEAST / n, min(0.1, MOST / n))), groups, seed)
+        if min(held.sum(), (~held).sum()) < 2:
+            raise ValueError(f"the groups leave {(~held).sum()} images to learn from and {held.sum()} to weigh the "
+                             "members by: CLADPlus needs 2 of each; split the largest group.")
+        return held
 
     def _weights(self, areas: dict[str, float], work) -> dict[str, float]:
         "The vote by the turn test, the network's answers and what the encoder is trusted; it sums to one."

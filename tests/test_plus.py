@@ -47,6 +47,13 @@ def test_no_group_is_split_between_members_and_their_judges(fitted):
     assert 20 <= held.sum() < 40 and not set(groups[held]) & set(groups[~held])
 
 
+@pytest.mark.parametrize("groups,expected", [([0] * 60, "of one group"),
+                                             ([0] * 59 + [1], "leave 1 images|and 1 to weigh")])
+def test_groups_that_leave_nothing_to_judge_by_are_refused(groups, expected):
+    with pytest.raises(ValueError, match=expected):
+        CLADPlus(budget=SMALL, calibration_fraction=0).fit(discs(60), groups=groups)
+
+
 def test_the_vote_is_by_the_turn_test_and_one_for_the_network(fitted):
     m, answers = fitted.members_, (fitted.fit_report_["transform_accuracy"] - 0.25) / 0.75
     assert set(m) == {"gcn", "hog", "near", "turn"}
