@@ -266,7 +266,8 @@ def plot_clusters(records: pd.DataFrame, ax: Axes) -> None:
     own = own[(own.settings != "smoke").to_numpy() & several]
     for dataset, points in own.groupby("dataset", sort=False):
         short, table = points.settings == "short", points.overrides == "{}"
-        rho = f", Spearman {_spearman(points):.2f}" if len(points) > 3 else ""
+        varied = len(points) > 3 and points["clusters.nmi"].nunique() > 1
+        rho = f", Spearman {_spearman(points):.2f}" if varied else ""
         ax.plot([], [], "o", color=_HUES[dataset], ms=5, label=f"{dataset}: {len(points)}{rho}")
         for chosen, marker, fill in ((table & short, "o", _HUES[dataset]), (table & ~short, "D", _HUES[dataset]),
                                      (~table, "o", "none")):

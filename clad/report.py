@@ -427,7 +427,7 @@ def _skipped(skipped: dict[str, str]) -> str:
     word = "file was" if len(skipped) == 1 else "files were"
     return f"<details><summary>{len(skipped)} {word} left out</summary><ul>{items}</ul></details>" if skipped else ""
 
-# %% ../nbs/44_report.ipynb #b8f31d0d
+# %% ../nbs/44_report.ipynb #0a332ffe
 def _certificate(detector: Detector) -> str:
     "What holds for the threshold, or why nothing does."
     try:
@@ -435,7 +435,7 @@ def _certificate(detector: Detector) -> str:
     except ValueError as error:
         return f"No certificate: {error}"
 
-
+# %% ../nbs/44_report.ipynb #b8f31d0d
 def write_report(path: str | os.PathLike, detector: Detector, table: pd.DataFrame, images: np.ndarray, *,
                  title: str = "", skipped: dict[str, str] | None = None, fdr: float | None = None,
                  thumbnails: int = 10_000, reasons: Reasons | None = None, explained: int = 24) -> Path:
