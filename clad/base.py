@@ -41,11 +41,12 @@ from .training import Pixels, Stage, StageStore, Workspace, resolve_device, seed
 class Knob:
     """A parameter of a stage as a parameter of the detector that holds it; None where the stage has no such parameter.
 
-    Setting it turns a copy of the stage; None leaves it as it is. ValueError where the stage has nothing to turn.
+    Setting it turns a copy of the stage; None leaves it as it is, or, with clears=True, is a value like others.
+    ValueError where the stage has nothing to turn.
     """
 
-    def __init__(self, stage: str):
-        self.stage = stage
+    def __init__(self, stage: str, clears: bool = False):
+        self.stage, self.clears = stage, clears
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -55,7 +56,7 @@ class Knob:
 
     def __set__(self, detector: Any, value: Any) -> None:
         part = getattr(detector, self.stage)
-        if value is None:
+        if value is None and not self.clears:
             return
         if self.name not in part.get_params(deep=False):
             raise ValueError(f"{self.stage}={type(part).__name__}() has no parameter {self.name!r}: leave it out.")
@@ -482,7 +483,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
             arrays |= {f"{name}/{key}": tensor.detach().cpu().numpy() for key, tensor in part._tensors().items()}
         write_bundle(path, arrays, {
             "format": FORMAT, "class": type(self).__name__, "module": type(self).__module__, "state": meta,
-            "parameters": {**self._fitted_with, "alpha": self.alpha}, "stages": parts,
+            "parameters": {**self._fitted_with, "alpha": _named(self.alpha)}, "stages": parts,
             "image_shape": self.image_shape_, "fit_report": self.fit_report_})
 
     @classmethod

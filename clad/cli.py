@@ -641,15 +641,28 @@ def _list(words: argparse.Namespace) -> None:
         print(f"{name}: {' '.join(SETTINGS)}")
 
 # %% ../nbs/49_cli.ipynb #ce5ec858
+@contextmanager
+def _any_name_shown() -> Iterator[None]:
+    "In the block a letter that the terminal cannot show is written as its code, and is no failure."
+    if not hasattr(stream := sys.stdout, "reconfigure"):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     "The `clad` command; returns its exit code (0; 1 after an error, in one sentence; 130 after Ctrl-C)."
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")    # a name that the terminal cannot show is no failure
     words = _parser().parse_args(arguments)
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
                 "update": _update}
     try:
-        commands[words.command](words)
+        with _any_name_shown():
+            commands[words.command](words)
     except KeyboardInterrupt:
         kept = "finished runs are recorded, the same command goes on from there"
         kept = kept if words.command == "reproduce" else "no file is half written"

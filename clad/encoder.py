@@ -9,6 +9,7 @@ __all__ = ['SHA256', 'EXTRA', 'NAMED', 'lite0_weights', 'by_position', 'make_enc
 # %% ../nbs/17_encoder.ipynb #e49cf158
 import hashlib
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,25 @@ def by_content(images: np.ndarray, most: int) -> np.ndarray:
 
 def remembered(images: np.ndarray, compute, folder: str | Path | None, name: str) -> np.ndarray:
     """Rows float32 [N,D] of images [N,C,H,W]: those that files `name-*.safetensors` in the folder know, and the others
-    by `compute(images)`, which are added. folder=None remembers nothing."""
+    by `compute(images)`, which are added. folder=None remembers nothing. A damaged file, or a folder that takes none,
+    costs a warning and the time."""
     if folder is None:
         return compute(images)
     prints, known = _fingerprints(images), {}
     for path in sorted(Path(folder).glob(f"{name}-*.safetensors")):
-        arrays = read_bundle(path)[1]
-        known |= dict(zip(map(bytes, arrays["prints"]), arrays["rows"]))
+        try:
+            arrays = read_bundle(path)[1]
+            known |= dict(zip(map(bytes, arrays["prints"]), arrays["rows"]))
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error} Its features are computed again.", stacklevel=2)
     new = [i for i, key in enumerate(prints) if key not in known]
     if new:
         rows = compute(images[new])
         arrays = {"prints": np.frombuffer(b"".join(prints[i] for i in new), np.uint8).reshape(-1, 16), "rows": rows}
-        write_bundle(Path(folder) / f"{name}-{array_digest(arrays['prints'])}.safetensors", arrays, {"name": name})
+        try:
+            write_bundle(Path(folder) / f"{name}-{array_digest(arrays['prints'])}.safetensors", arrays, {"name": name})
+        except OSError as error:
+            warnings.warn(f"features were computed but not kept for other runs: {error}", stacklevel=2)
         known |= {prints[i]: row for i, row in zip(new, rows)}
     return np.stack([known[key] for key in prints])
 

@@ -177,7 +177,7 @@ def plan(folder: str | os.PathLike, size: int | tuple[int, int] | None = None, m
 # %% ../nbs/40_folders.ipynb #edf50388
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     "(height, width) of at least 8 pixels; ValueError for anything else."
-    pair = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
+    pair = tuple(size) if np.ndim(size) else (size, size)
     if len(pair) != 2 or not all(isinstance(n, (int, np.integer)) and 8 <= n <= 4096 for n in pair):
         raise ValueError(f"size is {size!r}: give the height and the width in pixels, each from 8 to 4096")
     return int(pair[0]), int(pair[1])

@@ -450,12 +450,15 @@ def _check_flat(x: np.ndarray, name: str, fitted: tuple | None) -> np.ndarray:
         raise ValueError(f"{name} has dtype {x.dtype}: flat input must be float [N,D].")
     if x.shape[1] == 0:
         raise ValueError(f"{name} has shape {x.shape}: a row needs at least one number.")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32, copy=False)
     bad = ~np.isfinite(x).all(1)
     if bad.any():
-        raise ValueError(f"{name}[{int(bad.argmax())}] holds NaN or infinity: remove or repair that row.")
+        raise ValueError(f"{name}[{int(bad.argmax())}] holds NaN, infinity or a number too large for float32: "
+                         "remove or repair that row.")
     if fitted is not None and tuple(x.shape[1:]) != tuple(fitted):
         raise ValueError(f"{name} has rows of length {x.shape[1]}, the detector was fitted on shape {tuple(fitted)}.")
-    return x.astype(np.float32, copy=False)
+    return x
 
 # %% ../nbs/51_images.ipynb #3c419bde
 def check_images(X, name: str = "X", image_shape: tuple[int, ...] | None = None, flat: bool = False) -> np.ndarray:

@@ -89,7 +89,7 @@ class CLADPlus(Detector):
     """
 
     accepts_flat = True
-    budget, encoder = Knob("transforms"), Knob("frozen")
+    budget, encoder = Knob("transforms"), Knob("frozen", clears=True)
 
     def __init__(self, *, budget: int | str | None = None, encoder: Any = None, gcn: Member | None = None,
                  hog: Member | None = None, transforms: Transforms | None = None,
@@ -105,7 +105,9 @@ class CLADPlus(Detector):
         self.frozen = EncoderNeighbours(None) if frozen is None else frozen
         self.neighbours = RowNeighbours() if neighbours is None else neighbours
         self.residual = RowResidual() if residual is None else residual
-        self.budget, self.encoder, self.cache_dir = budget, encoder, cache_dir
+        self.budget, self.cache_dir = budget, cache_dir
+        if encoder is not None:
+            self.encoder = encoder
 
     def __sklearn_clone__(self) -> "CLADPlus":
         "A copy that shares the encoder, which nobody trains."
@@ -114,7 +116,9 @@ class CLADPlus(Detector):
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
-        "The members, by name: those of rows after a fit on rows; the encoder's only where there is one."
+        "The members, by name: those of the fit; before one those of pictures, the encoder's only where there is one."
+        if fitted := [name for name in (*SCRATCH, "frozen", *ROWS) if hasattr(self, f"{name}_")]:
+            return dict.fromkeys(fitted, ())
         if len(getattr(self, "image_shape_", "CHW")) == 1:
             return dict.fromkeys(ROWS, ())
         return dict.fromkeys(SCRATCH if self.encoder is None else (*SCRATCH, "frozen"), ())
@@ -187,8 +191,9 @@ class CLADPlus(Detector):
 
     def save(self, path) -> None:
         "As for every detector; ValueError where the encoder is a module or a function."
-        if self.encoder is not None:
-            check_named(self.frozen)
+        self._require_fit()
+        if "frozen" in self.stages:
+            check_named(self.frozen_)
         super().save(path)
 
     def _get_state(self):

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,12 @@ def _column_statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float
     starts = range(0, len(rows), 1024)
     mean = sum(rows[i : i + 1024].sum(0, dtype=np.float64) for i in starts) / len(rows)
     std = math.sqrt(sum(float(((rows[i : i + 1024] - mean) ** 2).sum()) for i in starts) / rows.size)
-    if std <= 1e-6 * np.abs(mean).max():
+    if (rows == rows[0]).all():
         raise ValueError(f"every column has one value in all {len(rows)} rows: there is nothing to learn from.")
+    if std <= 1e-6 * np.abs(mean).max():
+        far = int(np.abs(mean).argmax())
+        raise ValueError(f"column {far} lies around {mean[far]:g} while the columns vary by {std:.2g}: float32 keeps "
+                         "too little of that. Bring the columns to one unit first (StandardScaler).")
     return tuple(mean.tolist()), (std,) * len(mean)
 
 # %% ../nbs/53_training.ipynb #b9afa86e
@@ -179,9 +183,12 @@ class StageStore:
 
     @contextmanager
     def lock(self, key: str | None) -> Iterator[None]:
-        "Hold a stage among all processes, so that one computes it and the others find it."
-        path = self._path(key, "stage")
-        with nullcontext() if path is None else locked(path):
+        """Hold a stage among all processes, so that one computes it and the others find it. Where the folder takes no
+        lock, each computes it (and `put` says whether it could be kept)."""
+        with ExitStack() as held:
+            if (path := self._path(key, "stage")) is not None:
+                with suppress(OSError):
+                    held.enter_context(locked(path))
             yield
 
     def checkpoint(self, key: str | None) -> "Checkpoint":

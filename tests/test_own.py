@@ -445,6 +445,48 @@ print((peak() - before) / images.nbytes)
     assert float(out) < 0.5, (out, err)
 
 
+# -------------------------------------------------------------------------------------- what the command says and keeps
+
+@pytest.mark.parametrize("command", ["fit", "score"])
+def test_an_outcome_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_path, model, command):
+    words = {"fit": ["fit", model.parent / "good", "--out"], "score": ["score", model, model.parent / "good", "--out"]}
+    (tmp_path / "file").write_text("no folder")
+    for place in (tmp_path / "file" / "out", tmp_path):
+        assert main([*map(str, words[command]), str(place)]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("clad: ") and said.count("\n") == 1 and place.name in said
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path, model):
+    "A place with letters beyond ASCII, on a terminal that has only those; afterwards the stream is as it was."
+    code = f"""
+import sys
+from clad.cli import main
+before = sys.stdout.errors
+assert main(["fit", {str(model.parent / 'good')!r}, "--out", {str(tmp_path / 'modèle.clad')!r}, "--detector", "OCSVM",
+             "--quiet"]) == 0
+assert sys.stdout.errors == before == "strict"
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"})
+    assert done.returncode == 0 and "mod\\xe8le.clad: OCSVM" in done.stdout, done.stderr
+
+
+def test_interrupted_while_fitting(capsys, monkeypatch, tmp_path, model):
+    "130, one sentence that promises no more than it keeps, and no file."
+    monkeypatch.setattr(clad.OCSVM, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    out = tmp_path / "m.clad"
+    assert main(["fit", str(model.parent / "good"), "--out", str(out), "--detector", "OCSVM", "--quiet"]) == 130
+    assert capsys.readouterr().err == "clad: interrupted; no file is half written\n" and not list(tmp_path.iterdir())
+
+
+def test_alpha_of_any_number_type_is_kept(tmp_path):
+    rows = RNG.normal(size=(60, 3))
+    detector = clad.OCSVM(alpha=np.float32(0.25)).fit(rows)
+    detector.save(tmp_path / "m.clad")
+    assert clad.load(tmp_path / "m.clad").alpha == 0.25
+
+
 # -------------------------------------------------------------------------------------------- the page in a browser
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")

@@ -11,7 +11,7 @@ from torch import nn
 
 import clad
 from clad.conformance import CHECKS, check_detector
-from clad.encoder import SHA256, EncoderKNN, EncoderNeighbours, by_position, lite0_weights, make_encoder
+from clad.encoder import SHA256, EncoderKNN, EncoderNeighbours, by_position, lite0_weights, make_encoder, remembered
 from clad.floors import GCNNeighbours
 from clad.plus import CLADPlus
 from clad.runs import OWN, Run, build
@@ -175,6 +175,34 @@ def test_methods_of_our_own_are_runs_but_not_of_the_paper():
     assert build(Run("mnist", "CUR", "CLADPlus", "smoke")).budget == 2_000
     with pytest.raises(ValueError, match="not in the paper"):
         Run("mnist", "CUR", "CLADPlus", "paper")
+
+
+def test_the_fit_stays_what_it_was_when_the_encoder_is_set():
+    x, new = discs(50), discs(8, seed=1)
+    without, with_one = CLADPlus(budget=SMALL).fit(x), CLADPlus(budget=SMALL, encoder=Cells()).fit(x)
+    for detector, other in ((without, Cells()), (with_one, None)):
+        before = detector.score_samples(new)
+        assert detector.set_params(encoder=other).get_params()["encoder"] is other
+        assert (detector.score_samples(new) == before).all()
+    assert list(with_one.fit(x).members_) == list(without.members_)[:4] == ["gcn", "hog", "near", "turn"]
+    assert CLADPlus(frozen=EncoderNeighbours("auto")).encoder == "auto"
+
+
+@pytest.mark.parametrize("damage", ["the file", "the folder"])
+def test_features_that_cannot_be_kept_or_read_are_computed(tmp_path, damage):
+    def compute(x):
+        return x.mean((2, 3)).astype(np.float32)
+
+    x, folder = discs(6), tmp_path / "store"
+    expected = remembered(x, compute, folder, "features")
+    assert (remembered(x, None, folder, "features") == expected).all()    # nothing is computed twice
+    if damage == "the file":
+        next(folder.iterdir()).write_bytes(b"not what it was")
+    else:
+        folder = tmp_path / "file" / "store"
+        folder.parent.write_text("no folder")
+    with pytest.warns(UserWarning, match="damaged|not kept"):
+        assert (remembered(x, compute, folder, "features") == expected).all()
 
 
 def test_members_can_be_swapped():

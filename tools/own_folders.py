@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--out", default="figures/own_folders.csv")
     words = parser.parse_args()
     images = load_dataset("mnist")[0].images
-    machine = f"{cpu_count()} cores shared with other work, {psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU"
+    machine = (f"{cpu_count()} cores, {psutil.getloadavg()[0]:.1f} of them busy before, "
+               f"{psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU")
     for n in words.sizes:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
