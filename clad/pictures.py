@@ -57,6 +57,11 @@ def _size(method: str) -> float:
     return 6.5 if method == "CLAD" else 4.5
 
 
+def _half(row) -> float:
+    "Half the width of a cell's interval; NaN for two seeds, whose interval would cross the whole panel."
+    return math.nan if row.seeds == 2 else row.interval
+
+
 def _legend(methods: Sequence[str], ours: str, hollow: str) -> list[Line2D]:
     "Handles: each method's marker, then what filled and hollow mean (an empty text leaves its entry out)."
     marks = [Line2D([], [], ls="", marker=STYLES[m][1], color=STYLES[m][0], ms=_size(m), label=m) for m in methods]
@@ -77,7 +82,7 @@ def plot_comparison(frame: pd.DataFrame, ax: Axes, settings: str = "short", lege
         (colour, marker), size = STYLES[row.method], _size(row.method)
         if row.seeds:
             ax.plot([row.auroc, row.published], [y, y], color=colour, lw=0.7, alpha=0.6)
-            ax.errorbar(row.auroc, y, xerr=row.interval, fmt=marker, color=colour, ms=size, lw=1.5, zorder=3)
+            ax.errorbar(row.auroc, y, xerr=_half(row), fmt=marker, color=colour, ms=size, lw=1.5, zorder=3)
             if row.settings != settings:
                 ax.annotate(row.settings, (1.005, y), xycoords=("axes fraction", "data"), fontsize=6, va="center")
         ax.plot(row.published, y, marker, mfc="white", color=colour, ms=size, mew=1.0, zorder=2)
@@ -128,7 +133,7 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
             y, (colour, marker) = methods.index(row.method), STYLES[row.method]
             ax.plot(row.published, y, marker, mfc="white", color=colour, ms=_size(row.method), zorder=2)
             if row.seeds:
-                ax.errorbar(row.auroc, y, xerr=row.interval, fmt=marker, color=colour, ms=_size(row.method), zorder=3)
+                ax.errorbar(row.auroc, y, xerr=_half(row), fmt=marker, color=colour, ms=_size(row.method), zorder=3)
                 other = "" if row.settings == settings else f" {row.settings}"
                 ax.text(1.01, y, f"{row.auroc:.1f}{other}", transform=ax.get_yaxis_transform(), color=colour,
                         fontsize=7, va="center")
@@ -138,7 +143,7 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     figure.supxlabel("AUROC in %, unfolded", fontsize=9)
     hollow = ", hollow: published" if frame.published.notna().any() else ""
     figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours and the 95 % interval "
-                    f"(none: one seed){hollow}", fontsize=9)
+                    f"(none: one or two seeds){hollow}", fontsize=9)
 
 # %% ../nbs/34_pictures.ipynb #32a00012
 def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
@@ -219,8 +224,8 @@ def plot_figure3(points: pd.DataFrame, axes: np.ndarray, dashed: float = math.na
         for ax, (scenario, own) in zip(row, points[points.panel == panel].groupby("scenario", sort=False)):
             ax.plot(own[x], own.published, "o-", color="#b79acb", mfc="white", ms=4, lw=1, label="published")
             run = own[own.seeds > 0]
-            ax.errorbar(run[x], run.auroc.astype(float), yerr=run.interval.astype(float), fmt="o-", color=colour,
-                        ms=4.5, lw=1.3, label="ours, 95 % interval (none: one seed)")
+            ax.errorbar(run[x], run.auroc.astype(float), yerr=[_half(point) for point in run.itertuples()], fmt="o-",
+                        color=colour, ms=4.5, lw=1.3, label="ours, 95 % interval (none: one or two seeds)")
             ax.axhline(dashed, color=STYLES["DeepSVDD"][0], ls="--", lw=1.2, label="our DeepSVDD, mean of the three")
             ax.set_title(f"({panel}) {scenario}: {len(run)} of {len(own)} points run", fontsize=8)
             ax.set_xlabel(name, fontsize=8)
