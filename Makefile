@@ -76,11 +76,10 @@ figures: $(STAMP)
 
 # tools/alive.py passes a command's output on, and says every few seconds that it goes on
 test: $(STAMP)
-	$(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests/test_sync.py
 	$(BIN)/ruff check --quiet clad nbs tests tools
 	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/nbdev_test --do_print --n_workers $(CORES)
-	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests --ignore=tests/test_sync.py \
-	    -n $(CORES) --dist loadfile --no-loadscope-reorder
+	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests -n $(CORES) --dist loadfile \
+	    --no-loadscope-reorder
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs/index.ipynb
@@ -90,8 +89,9 @@ book: $(STAMP)
 
 notebooks: $(STAMP)
 	$(BIN)/nbdev_export
-	@for n in $(NOTEBOOKS); do echo "$$n"; $(ALONE) $(BIN)/python tools/save_outputs.py "$$n" || exit 1; done
+	$(ALONE) $(BIN)/python tools/save_outputs.py $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
+	$(BIN)/python tools/drawn.py
 	$(BIN)/python tools/readme.py
 
 environment: $(STAMP)

@@ -125,7 +125,7 @@ class ReleasedAutoencoder(nn.Module):
 
 # %% ../nbs/10_autoencoder.ipynb #60ad795a
 class DenseAutoencoder(nn.Module):
-    "Two dense layers each way for rows of numbers. shape: (D,); hidden_dim: d; dropout: on the input."
+    "Dense layers for rows of numbers, three in, two out. shape: (D,); hidden_dim: d; dropout: on the input."
 
     def __init__(self, shape: tuple[int], hidden_dim: int, dropout: float = 0.1, width: int = 256):
         super().__init__()

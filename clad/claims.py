@@ -440,7 +440,7 @@ CLAIMS += (
           "Since our method leverages the hidden class information, it successfully avoids generating the "
           "undesirable loose decision region that one-class methods suffer.",
           "abstract",
-          "On each data set the clusters hold at least half of the hidden classes' information (NMI 0.5); a "
+          "On each data set the clusters agree with the hidden classes (an NMI of at least 0.5); a "
           "classifier of the true classes detects no worse than one of the clusters, and one of random labels "
           "worse.",
           tight,

@@ -9,6 +9,7 @@ __all__ = ['least_groups', 'conformal_offset', 'conformal_p_values', 'scarce_clu
 # %% ../nbs/54_conformal.ipynb #5bf24abd
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from scipy.stats import beta
@@ -139,8 +140,8 @@ def held_out(n: int, fraction: float, groups: np.ndarray | None, seed: int) -> n
 
     Raises ValueError if fraction is outside [0, 1), or there are fewer than two groups to share out.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"calibration_fraction is {fraction}: it must lie in [0, 1).")
+    if not isinstance(fraction, Real) or not 0 <= fraction < 1:
+        raise ValueError(f"calibration_fraction is {fraction!r}: it must lie in [0, 1).")
     names = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     count, mask = int(names.max()) + 1, np.zeros(n, dtype=bool)
     if fraction > 0 and count < 2:

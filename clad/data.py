@@ -68,7 +68,7 @@ def _read_idx(path: Path) -> np.ndarray:
         values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
         if len(values) != math.prod(shape):
             raise ValueError(f"its header announces {math.prod(shape)} values, but it holds {len(values)}")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); replace it by a fresh copy.") from error
     return values.reshape(shape).copy()
 

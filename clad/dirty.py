@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold
 
-from .base import Detector
+from .base import Detector, _numbered
 
 # %% ../nbs/48_dirty.ipynb #c22a2f55
 def suspects(detector: Detector, X, groups=None, folds: int = 5) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def suspects(detector: Detector, X, groups=None, folds: int = 5) -> pd.DataFrame
     where there are fewer images or groups than folds.
     """
     images = clone(detector)._checked(X)
-    names = np.arange(len(images)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    names = _numbered(groups, len(images))
     if not 2 <= folds <= names.max() + 1:
         raise ValueError(f"folds is {folds!r}: choose 2 or more, at most one an image or group ({names.max() + 1}).")
     lot = np.random.default_rng(0).permutation(names.max() + 1)[names]  # neighbours in the folder are not one fold

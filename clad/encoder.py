@@ -120,7 +120,7 @@ class EncoderNeighbours(Member):
     encoder: "auto" (EfficientNet-Lite0 of the extra `encoder`), a name of timm's, or a module or function that takes
     float32 [N,3,S,S] in [0, 1] and gives [N,D]. size: S, or None for 96 to 224 by the images. most: normal images that
     are kept for comparison, chosen by their bytes, so that order and seed change nothing. Only named encoders can be
-    saved, and their features remembered in the store.
+    saved, and their features of the images of the fit remembered in the store.
     """
 
     name, stored = "encoder", False
@@ -140,6 +140,7 @@ class EncoderNeighbours(Member):
         self.folder_, self.verbose_ = (work.store.folder if isinstance(self.encoder, str) else None), work.verbose
         index = by_content(pixels.images, self.most)
         self._index(self._rows(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device)))
+        self.folder_ = None    # what is scored later is not kept
         return {"dimensions": self.bank_.shape[1], "bank": len(self.bank_)}
 
     def _start(self, device: torch.device) -> None:
@@ -154,7 +155,8 @@ class EncoderNeighbours(Member):
         self.search_ = NearestNeighbors(n_neighbors=min(self.k, len(bank)), algorithm="brute").fit(bank)
 
     def _rows(self, pixels):
-        return remembered(pixels.images, self._compute_rows, self.folder_, f"features-{self.encoder}-{self.size}")
+        name = f"features-{self.encoder}-{self.size}-{self.revision}"
+        return remembered(pixels.images, self._compute_rows, self.folder_, name)
 
     @torch.inference_mode()
     def _compute_rows(self, images: np.ndarray) -> np.ndarray:

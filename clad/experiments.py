@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 
 from .baselines.kernel import OCSVM, SVDD, gram_bytes
 from .data import ImageSet, load_dataset
-from .files import check_folder, write_atomically  # noqa: F401
+from .files import check_folder
 from clad.runs import (
     Run,
     build,
@@ -313,9 +313,9 @@ def _reason(error: BaseException) -> str:
 # %% ../nbs/31_experiments.ipynb #a87c5d0f
 @contextmanager
 def ticker(say: Callable[[], str], stream: TextIO | None = None) -> Iterator[None]:
-    """Print `say()` to a stream (the error stream) every 4 seconds for the length of a block, less often after an hour.
+    """Print `say()` to a stream (the error stream) for the length of a block.
 
-    On a terminal the line is written over the one before.
+    On a terminal every second, over the line before; elsewhere a new line every 4 seconds, less often after an hour.
     """
     stream, stop = stream or sys.stderr, threading.Event()
     begun, same_line = time.monotonic(), stream.isatty()
@@ -342,9 +342,6 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.{int(length == 3600)}f} {unit}"
     return f"{seconds:.0f} s"
-
-# %% ../nbs/31_experiments.ipynb #58994f4e
-#| export
 
 # %% ../nbs/31_experiments.ipynb #f4952d11
 PRIOR = 60.0    # seconds for which the estimate is believed whatever the first runs took

@@ -121,7 +121,11 @@ class GCNNeighbours(Member):
 
     def _learn(self, rows, seed):
         self.mean_row_, self.directions_ = principal(rows, self.components, seed)
-        self.bank_ = self._project(rows)
+        self._keep(self._project(rows))
+
+    def _keep(self, bank: np.ndarray) -> None:
+        self.bank_ = bank
+        vars(self).pop("search_", None)
 
     def _project(self, rows):
         return (rows - self.mean_row_) @ self.directions_
@@ -136,8 +140,7 @@ class GCNNeighbours(Member):
     def remember(self, X) -> None:
         "More normal images to compare with: no distance grows (from k images on)."
         rows = self._rows(self._pixels(X, resolve_device("cpu")))
-        self.bank_ = np.concatenate([self.bank_, self._project(rows)])
-        vars(self).pop("search_", None)
+        self._keep(np.concatenate([self.bank_, self._project(rows)]))
 
     def _tensors(self):
         return {name: torch.from_numpy(getattr(self, f"{name}_")) for name in ("mean_row", "directions", "bank")}
@@ -145,6 +148,7 @@ class GCNNeighbours(Member):
     def _restore(self, tensors, *before, device):
         for name, value in tensors.items():
             setattr(self, f"{name}_", value.cpu().numpy())
+        self._keep(self.bank_)
 
 # %% ../nbs/16_floors.ipynb #669a02d6
 def edge_histograms(x: torch.Tensor, cell: int = 4, bins: int = 12) -> torch.Tensor:

@@ -119,7 +119,9 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
 # %% ../nbs/51_images.ipynb #a6d400fe
 def unreadable(path: Path, error: Exception) -> ValueError:
     "The one sentence for a file that Pillow cannot read."
-    reason = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
+    reason = str(error)
+    for name in (repr(str(path)), str(path)):
+        reason = reason.replace(f"image file {name}", "the file").replace(name, "the file")
     reason = reason.rstrip(".") or type(error).__name__
     return ValueError(f"{path} cannot be read as an image ({reason}); replace or remove it.")
 

@@ -103,7 +103,7 @@ class MaxSoftmax(Confidence):
 
 
 class Energy(Confidence):
-    "log sum exp of the logits, minus the free energy at temperature 1 (Liu et al. 2020)."
+    "log sum exp of the logits, that is, minus the free energy at temperature 1 (Liu et al. 2020)."
 
     def _score(self, pixels):
         return torch.from_numpy(self.classifier_.logits(pixels)).logsumexp(1).numpy()

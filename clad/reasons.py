@@ -110,7 +110,7 @@ class Reasons:
         self.window = window or max(1, min(self.images.shape[-2:]) // 4)
 
     def explain(self, X, saliency: bool = True) -> list[Reason]:
-        "One `Reason` for each image; saliency=False leaves the maps out, which cost some fifty scores an image."
+        "One `Reason` for each image; saliency=False leaves the maps out, which cost 50 to 65 scores an image."
         images = self.detector._checked(X, self.detector.image_shape_)
         rows, scores = self._rows(images), self.detector.score_samples(images)
         classes = self._classify(images) if self._kmeans is None else self._kmeans.predict(rows)
@@ -158,7 +158,7 @@ class Reasons:
 
     @cached_property
     def scale(self) -> float:
-        "What the largest rise of a normal picture exceeds in one of twenty, of sixty; some three thousand scores."
+        "What the largest rise of a normal picture exceeds in one of twenty, of sixty; 3,000 to 4,000 scores."
         some = np.unique(np.linspace(0, len(self.images) - 1, 60).astype(int))
         near = self._search.kneighbors(self._rows(self.images[some]))[1]
         other = np.array([[k for k in line if k != i][0] for i, line in zip(some, near)])

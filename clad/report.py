@@ -39,6 +39,8 @@ def score_pictures(detector: Detector, images: np.ndarray, files: list[str] | tu
     """
     if fdr is not None and not 0 < fdr < 1:
         raise ValueError(f"fdr is {fdr!r}: the tolerated share of false alarms among the flagged must be in (0, 1)")
+    if not len(images):
+        raise ValueError("there are no pictures to score")
     detector.offset_  # noqa: B018  the sentence about too few held-out images comes before the work
     scores, classes = [], []
     with tqdm(total=len(images), desc="scoring", unit="picture", disable=not verbose) as bar:

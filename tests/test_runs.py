@@ -244,7 +244,7 @@ def test_the_records_of_this_repository_are_read(monkeypatch):
     if not results.is_dir():
         pytest.skip("needs a checkout")
     records = runs.read_records(results)
-    assert len(records) >= 109 and records.path.is_unique
+    assert len(records) >= 418 and records.path.is_unique
     clad = records[records.method == "CLAD"]
     assert clad["parameters.n_clusters"].notna().all() and (records["seconds.fit"] >= 0).all()
     for row in records.itertuples():

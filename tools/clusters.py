@@ -3,7 +3,8 @@
 usage: python tools/clusters.py DATASET SCENARIO... [--stages FOLDER...] [--fit] [--data-root FOLDER]
 
 The clusters are those of the record CLAD-short-seed0: they are looked for among the stage results in the folders, by
-their sizes. With --fit the autoencoder and DEC are trained again where they are not found (minutes).
+their sizes. With --fit the autoencoder and DEC are trained again where they are not found (minutes), and kept in the
+first of the folders.
 """
 import argparse
 import re
@@ -14,17 +15,17 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 from sklearn.metrics import normalized_mutual_info_score
 
 from clad.data import load_dataset
 from clad.detector import CLAD
+from clad.files import read_bundle
 from clad.metrics import auroc
 from clad.pictures import explained
 from clad.runs import read_record, read_truth, record_path
 from clad.scenarios import get_scenario
-from clad.training import Workspace
+from clad.training import StageStore, Workspace
 
 matplotlib.use("agg")
 OUT = Path("figures")
@@ -33,15 +34,16 @@ OUT = Path("figures")
 def cached(folders: list[str], sizes: list[int]) -> np.ndarray | None:
     "Labels of these cluster sizes among stage results."
     for path in (p for folder in folders for p in Path(folder).glob("clusters-*.safetensors")):
-        found = [value for name, value in load_file(path).items() if name.endswith("labels")]
+        found = [value for name, value in read_bundle(path)[1].items() if name.endswith("labels")]
         if found and np.bincount(found[0], minlength=len(sizes)).tolist() == sizes:
             return found[0]
     return None
 
 
-def fitted(dataset: str, scenario: str, images: np.ndarray) -> np.ndarray:
+def fitted(dataset: str, scenario: str, images: np.ndarray, folder: str | None) -> np.ndarray:
     "Labels from an autoencoder and DEC with the settings and the seed of the record."
-    clad, work = CLAD.from_settings("short", dataset, scenario), Workspace(seed=0, verbose=True)
+    clad = CLAD.from_settings("short", dataset, scenario)
+    work = Workspace(seed=0, store=StageStore(folder and Path(folder)), verbose=True)
     codes = clad.representation.fit(images, workspace=work.at(0))
     return clad.self_labels.fit(images, codes, workspace=work.at(1)).labels_
 
@@ -83,7 +85,7 @@ def sheet(dataset: str, scenario: str, train, labels: np.ndarray, test, truth: n
         rows.append(test.images[chosen])
     side = train.images.shape[-1]
     grid = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1).transpose(1, 2, 0).squeeze()
-    figure = Figure((9, 0.4 * len(rows) + 0.5), dpi=90, layout="constrained")
+    figure = Figure((9, 0.4 * len(rows) + 0.5), dpi=90)
     ax = figure.subplots()
     ax.imshow(grid, cmap="gray", vmin=0, vmax=255)
     ax.set_yticks(side * (np.arange(len(rows)) + 0.5), names, fontsize=7)
@@ -91,7 +93,7 @@ def sheet(dataset: str, scenario: str, train, labels: np.ndarray, test, truth: n
     ax.axhline(side * (len(rows) - 2) - 0.5, color="w", lw=3)
     ax.set_title(f"{dataset} {scenario}: the clusters of CLAD (above), and its mistakes on the test images (below)",
                  fontsize=8)
-    figure.savefig(OUT / f"clusters-{scenario}.jpg", pil_kwargs={"quality": 75})
+    figure.savefig(OUT / f"clusters-{scenario}.jpg", bbox_inches="tight", pil_kwargs={"quality": 75})
 
 
 def main() -> None:
@@ -112,7 +114,7 @@ def main() -> None:
             print(f"{scenario}: its clusters are not among the stage results", file=sys.stderr)
             continue
         if labels is None:
-            labels = fitted(args.dataset, scenario, split.train.images)
+            labels = fitted(args.dataset, scenario, split.train.images, next(iter(args.stages), None))
         same = np.bincount(labels, minlength=len(sizes)).tolist() == sizes
         truth, ranks = read_truth(path)
         sheet(args.dataset, scenario, split.train, labels, split.test, truth, ranks)

@@ -8,6 +8,7 @@ out. Columns: AUROC on the test images; at alpha = 5 %, the share of flagged nor
 of the planted anomalies among as many most suspect images (`clad.dirty`, kernel methods); AUROC and hits of a fit
 without the planted among twice as many most suspect images, as a person takes them out who looks at those.
 """
+import argparse
 import sys
 import time
 import warnings
@@ -63,6 +64,7 @@ def row(method: str, share: float, seed: int, split, train) -> dict:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     train, test = clad.load_dataset("digits")
     split = clad.get_scenario("digits", "CUR").split(train, test)

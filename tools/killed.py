@@ -3,14 +3,14 @@
 usage: python tools/killed.py [KILLS]      every batch is a fork of this process, so that no time goes into imports
 
 Between kills: no finished run is done again, what is there can be read and is as unbroken. A store that is complete is
-left, and the next kill begins another. `tests/test_experiments.py` does the same three times over two processes.
+left, and the next kill begins another. `tests/test_experiments.py` does the same twice over two processes.
 """
+import argparse
 import os
 import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -77,4 +77,6 @@ def main(kills: int = 20) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kills", nargs="?", type=int, default=20)
+    main(parser.parse_args().kills)

@@ -14,11 +14,11 @@ import pandas as pd
 
 from clad.baselines.kernel import published_svdd_rule, standardised
 from clad.data import load_dataset
-from clad.detector import released_settings
 from clad.metrics import auroc
 from clad.reports import published, to_markdown
 from clad.runs import read_records
 from clad.scenarios import get_scenario
+from clad.settings import released_statistics
 
 RULE_CELLS = {  # data set -> scenario -> name of the first image in the original file order; "": ours is in that order
     "mnist": {"CUR": "", "STR": "", "MIX": ""},
@@ -56,7 +56,7 @@ def svdd_rule(data_root: str | None) -> str:
         for scenario, name in scenarios.items():
             split = get_scenario(dataset, scenario).split(*parts)
             first = next(i for i, path in enumerate(split.train.paths) if path.endswith(name)) if name else 0
-            statistics = released_settings(dataset, scenario)["statistics"]
+            statistics = released_statistics(dataset, scenario)
             train, test = (standardised(part.images, *statistics) for part in (split.train, split.test))
             raw = 100 * auroc(split.is_anomaly, published_svdd_rule(train, test, first).astype(float))
             rows.append((dataset, scenario, name, f"{raw:.2f}", f"{max(raw, 100 - raw):.2f}", known[dataset, scenario]))

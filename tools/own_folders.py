@@ -1,6 +1,6 @@
 """Time and memory of `clad fit` and `clad score` on folders of 1,000, 10,000 and 60,000 pictures.
 
-usage: python tools/own_folders.py [--sizes N ...] [--detector NAME] [--set NAME=VALUE ...] [--out CSV]
+usage: python tools/own_folders.py [--sizes N ...] [--detector NAME] [--set NAME=VALUE]... [--read-only] [--out CSV]
 
 MNIST is written as PNG files into a temporary folder, each size is read alone (streamed through a file), fitted and
 scored, as a user would with the command, and a row for each is added to figures/own_folders.csv: seconds on the clock
@@ -52,12 +52,14 @@ def measured(*words: object, code: str = COMMAND) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 60_000])
-    parser.add_argument("--detector", default=default_detector()[0])
-    parser.add_argument("--set", nargs="+", default=[], help="parameters of the detector, as for clad fit")
+    parser.add_argument("--detector", help="default: the one of clad fit, with an encoder where one is installed")
+    parser.add_argument("--set", action="append", default=[], help="a parameter of the detector, as for clad fit")
     parser.add_argument("--read-only", action="store_true", help="neither fit nor score")
     parser.add_argument("--out", default="figures/own_folders.csv")
     words = parser.parse_args()
     images = load_dataset("mnist")[0].images
+    name, settings, _ = default_detector() if words.detector is None else (words.detector, {}, "")
+    named = " ".join([name, *(f"{k}={v}" for k, v in settings.items()), *words.set])
     machine = (f"{cpu_count()} cores, {psutil.getloadavg()[0]:.1f} of them busy before, "
                f"{psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU")
     for n in words.sizes:
@@ -67,12 +69,13 @@ def main() -> None:
             model, table, page = place / "m.clad", place / "s.csv", place / "r.html"
             rows, wrote = {"read": measured(place / "pictures", place, code=READ)}, {"read": images[:n].nbytes}
             if not words.read_only:
-                rows["fit"] = measured("fit", place / "pictures", "--out", model, "--detector", words.detector,
+                chosen = () if words.detector is None else ("--detector", words.detector)
+                rows["fit"] = measured("fit", place / "pictures", "--out", model, *chosen,
                                        *(word for pair in words.set for word in ("--set", pair)))
                 rows["score"] = measured("score", model, place / "pictures", "--out", table, "--report", page)
                 wrote |= {"fit": model.stat().st_size, "score": page.stat().st_size}
         new = pd.DataFrame([{"pictures": n, "png_mb": files / 1e6, "command": command,
-                             "detector": "" if command == "read" else " ".join([words.detector, *words.set]),
+                             "detector": "" if command == "read" else named,
                              **row, "wrote_mb": wrote[command], "threads": os.environ.get("OMP_NUM_THREADS", "all"),
                              "machine": machine} for command, row in rows.items()])
         new["wrote_mb"] /= 1e6

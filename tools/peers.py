@@ -3,10 +3,11 @@
 usage: python tools/peers.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL ...] [--peers "PyOD KNN" ...] [--cache FOLDER]
 
 Needs the extras `encoder` and `peers`. Every peer gets the encoder's features (chapter 17, rows of length one) of at
-most 4,000 normal images, and scores at most 2,500 test images; parameters are the peer's own defaults. Columns: auroc;
-seconds of fit and score; false_alarms, the share of normal test images beyond the threshold that the peer gives when
-5 % are asked for (empty where it gives none). `clad` is the distance to the fifth neighbour with the threshold of
-chapter 54, set on a tenth of the normal images that the neighbours do not include.
+most 4,000 normal images, and scores at most 2,500 test images; parameters are the peer's own defaults. Columns: version
+of the peer; auroc; seconds of fit and score; memory, of the process at its peak in MiB; false_alarms, the share of
+normal test images beyond the threshold that the peer gives when 5 % are asked for (empty where it gives none). `clad`
+is the distance to the fifth neighbour with the threshold of chapter 54, set on a tenth of the normal images that the
+neighbours do not include.
 """
 import argparse
 import importlib.metadata

@@ -7,6 +7,7 @@ the rows of CLAD `short` on MNIST CUR, one seed (some six minutes on one core), 
 training groups (images, where there are none) is put aside before each fit: "aside" are normal images of the same
 source as the calibration, "test" those of the published test part.
 """
+import argparse
 import sys
 import warnings
 
@@ -46,21 +47,21 @@ class PCANeighbours(Detector):
 
 def rows(detector, images, classes, where: str, fixed: dict):
     "False alarms among normal images: overall, by predicted cluster, by true hidden class."
-    scores, own, known = detector.score_samples(images), detector.predict_cluster(images), detector
+    scores, own = detector.score_samples(images), detector.predict_cluster(images)
     for by in ("pool", "cluster"):
-        known.score_samples = lambda X: scores  # they do not depend on alpha: once is enough
-        known.predict_cluster = lambda X: own
+        detector.score_samples = lambda X: scores  # they do not depend on alpha: once is enough
+        detector.predict_cluster = lambda X: own
         for alpha in ALPHAS:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                flagged = known.set_params(alpha=alpha).p_values(images, by) <= alpha + 1e-9
+                flagged = detector.set_params(alpha=alpha).p_values(images, by) <= alpha + 1e-9
             parts = [("all", np.ones(len(own), bool))]
             parts += [(f"cluster {c}", own == c) for c in np.unique(own)]
             parts += [(f"class {c}", classes == c) for c in np.unique(classes)]
             for part, mask in parts:
                 yield {**fixed, "where": where, "p_values": by, "alpha": alpha, "part": part, "n": int(mask.sum()),
-                       "flagged": int(flagged[mask].sum()), "scarce": len(known.scarce_clusters_)}
-    del known.score_samples, known.predict_cluster
+                       "flagged": int(flagged[mask].sum()), "scarce": len(detector.scarce_clusters_)}
+    del detector.score_samples, detector.predict_cluster
 
 
 def measured(dataset: str, scenario: str, make, seeds, name: str):
@@ -104,8 +105,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    table = summary(pd.DataFrame(found_rows("--clad" in sys.argv)))
-    if "--clad" in sys.argv:
-        print(table.to_csv(index=False, header=False), end="")
-    else:
-        print(table.to_csv(index=False), end="")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clad", action="store_true")
+    clad_too = parser.parse_args().clad
+    print(summary(pd.DataFrame(found_rows(clad_too))).to_csv(index=False, header=not clad_too), end="")

@@ -58,4 +58,5 @@ if __name__ == "__main__":
         run(Path(sys.argv[1]).resolve(), set(config.tst_flags.split()))
     else:    # each in a process of its own: settings of plots and threads stay where they were made
         for name in sys.argv[1:]:
+            print(name, flush=True)
             subprocess.run([sys.executable, __file__, name], check=True)

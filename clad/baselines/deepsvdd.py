@@ -283,9 +283,9 @@ _DECAY = is_number(0, or_equal=True)
 class Pretraining(Stage):
     """Deep SVDD's encoder as that of an autoencoder, on images without their contrast.
 
-    epochs (or "auto": 150,000 grey or 30,000 colour images seen, 30 epochs at most), lr,
-    batch_size; weight_decay: L2 term, or "auto" (5e-4 for grey, 5e-7 for colour images); schedule: "step" (a tenth of
-    lr from drop_epoch on) or "one-cycle". After fit: net_, the encoder; ends_, (low, high) of the images' contrast.
+    epochs (or "auto": 150,000 grey or 30,000 colour images of 28x28 pixels seen, fewer larger ones, 2 to 30 epochs),
+    lr, batch_size; weight_decay: L2 term, or "auto" (5e-4 for grey, 5e-7 for colour images); schedule: "step" (a tenth
+    of lr from drop_epoch on) or "one-cycle". After fit: net_, the encoder; ends_, (low, high) of the images' contrast.
     """
 
     name = "pretraining"
