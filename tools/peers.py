@@ -148,6 +148,7 @@ def main() -> None:
             continue
         split = get_scenario(dataset, name).split(*load_dataset(dataset))
         encoder = EncoderNeighbours().fit(split.train.images, workspace=Workspace(store=StageStore(args.cache)))
+        encoder.folder_ = args.cache    # features of test images are remembered as well
         index, other = by_content(split.train.images, 4_000), -(-len(split.test) // 2_500)
         normal, test = (encoder._rows(encoder._pixels(v, torch.device("cpu")))
                         for v in (split.train.images[index], split.test.images[::other]))
