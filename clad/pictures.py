@@ -303,12 +303,14 @@ def _name_points(ax: Axes, points: pd.DataFrame, drawn: np.ndarray) -> None:
     for name, point in points.iterrows():
         x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72
         width = 4.6 * len(name)
-        for dx, dy in [(6, -2.5), (-6 - width, -2.5), *((s, v) for v in (7, -12, 14, -19) for s in (6, -6 - width))]:
+        beside = [(6, -2.5), (-6 - width, -2.5)]
+        for dx, dy in [*beside, *((s, v) for v in (7, -12, 14, -19, 21, -26, 28, -33) for s in (6, -6 - width))]:
             box = np.array([x + dx, y + dy, x + dx + width, y + dy + 7])
             if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 break
         taken.append(box)
-        ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7)
+        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.6", "shrinkA": 0, "shrinkB": 2} if abs(dy) > 14 else None
+        ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7, arrowprops=line)
 
 # %% ../nbs/34_pictures.ipynb #34c00002
 def explained(values: np.ndarray, labels: np.ndarray) -> float:
