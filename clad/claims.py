@@ -256,14 +256,15 @@ RANGE10 = 3.078    # mean range of ten standard normal draws
 
 
 def more_than_four(evidence: Evidence) -> list[Check]:
-    "Figure 3(a), K above four: above the level of DeepSVDD."
+    "Figure 3(a), K above four: above the level of DeepSVDD; open where seeds alone could decide."
     checks = []
     for scenario in ("CUR", "STR", "MIX"):
         own = evidence.points.query("panel == 'a' and scenario == @scenario and n_clusters > 4")
         low = own.auroc.astype(float).min()
-        below, whole = low <= evidence.line + MARGIN, len(own) == 8 and not math.isnan(evidence.line)
-        checks.append(Check(f"{scenario}, K from 6 to 20: above DeepSVDD", False if below else True if whole else None,
-                            8, len(own), f"lowest {low:.1f}, DeepSVDD {evidence.line:.1f}".replace("nan", "not run")))
+        over, doubt = low - evidence.line - MARGIN, 2 * evidence.spread
+        holds = False if over <= -doubt else True if over > 0 and len(own) == 8 else None
+        numbers = f"lowest {low:.1f}, DeepSVDD {evidence.line:.1f}".replace("nan", "not run")
+        checks.append(Check(f"{scenario}, K from 6 to 20: above DeepSVDD", holds, 8, len(own), numbers))
     return checks
 
 
@@ -408,7 +409,8 @@ CLAIMS += (
           "margin.",
           "appendix B, Figure 3(a)",
           f"On each of the three scenarios the points with K from 6 to 20 all lie more than {MARGIN:.0f} points "
-          "above DeepSVDD's mean over the three.",
+          "above DeepSVDD's mean over the three; open where they miss that by less than two standard deviations over "
+          "seeds.",
           more_than_four,
           "[Figure 3](figure3.md)"),
 )
@@ -442,7 +444,7 @@ CLAIMS += (
           "abstract",
           "On each data set the clusters agree with the hidden classes (an NMI of at least 0.5); a "
           "classifier of the true classes detects no worse than one of the clusters, and one of random labels "
-          "worse.",
+          "worse, on the scenarios of MNIST.",
           tight,
           "[chapter 15](../nbs/15_ablation.ipynb), [chapter 24](../nbs/24_tight.ipynb), "
           "[clusters](clusters.png)"),
@@ -526,10 +528,11 @@ def _training(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def suspects(records: pd.DataFrame, results: str | Path, settings: str = "short") -> pd.DataFrame:
-    "A row for every cell of Tables 1 to 4 that is below the published value by more than the margin."
+    "A row for every cell of Tables 1 to 4 that is below the published value by more than the margin, or judged lower."
     frame = pd.concat([comparison(records, f"table{n}") for n in (1, 2, 3, 4)], ignore_index=True)
     plain, rows = current(records[records.overrides == "{}"]), []
-    low = frame[(frame.settings == settings) & (frame.seeds > 0) & (frame.difference < -MARGIN)]
+    low = frame[(frame.settings == settings) & (frame.seeds > 0)
+                & ((frame.difference < -MARGIN) | (frame.verdict == "lower"))]
     for row in low.itertuples():
         same = ((plain.dataset == row.dataset) & (plain.scenario == row.scenario) & (plain.method == row.method))
         others = plain[same & (plain.settings != settings) & (plain.settings != "smoke")]
@@ -570,9 +573,10 @@ def effort(records: pd.DataFrame, results: str | Path) -> dict[str, str]:
                           k in o.get("libraries", {})) for o in origins])
     spent = now["seconds.fit"].fillna(0) + now["seconds.score"].fillna(0)
     hours = spent.groupby(now.settings).sum() / 3600
+    each = ", ".join(f"{s} {h:.1f}" for s, h in hours.items())
     return {"machines": "; ".join(f"{n} runs on {m}" for m, n in machines.value_counts().items()),
             "software": "; ".join(f"{v} ({n} runs)" for v, n in versions.value_counts().items()),
-            "hours": f"{hours.sum():.1f} (" + ", ".join(f"{s} {h:.1f}" for s, h in hours.items()) + "; stages that a "
+            "hours": f"{hours.sum():.1f} for the methods of the paper ({each}; stages that a "
                      "run found in the cache are counted where they were computed; on the clock, beside "
                      "other programs and with pauses)"}
 
@@ -636,7 +640,8 @@ def write_findings(results: str | Path = "figures/results", figures: str | Path 
             f"*inconclusive* of what is open.\n\n{to_markdown(table)}\n## Claim by claim\n\n"
             + "".join(_entry(n, j) for n, j in enumerate(judged, 1))
             + f"## Below the published value: ours first\n\n{len(low)} cells of `short` lie more than {MARGIN:.0f} "
-            f"points below the published value. Before the paper is doubted, our runs are: {UNCHECKED}\n\n"
+            "points below the published value, or are judged lower. Before the paper is doubted, each is examined for "
+            f"faults of ours, by what its records hold. {UNCHECKED}\n\n"
             + (to_markdown(low) if len(low) else "None.\n"))
     return [write_atomically(figures / "findings.md", text.encode()),
             write_atomically(figures / "findings.csv", table.to_csv(index=False, lineterminator="\n").encode())]

@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_curve
 
@@ -57,9 +58,11 @@ def _size(method: str) -> float:
     return 6.5 if method == "CLAD" else 4.5
 
 
-def _half(row) -> float:
-    "Half the width of a cell's interval; NaN for two seeds, whose interval would cross the whole panel."
-    return math.nan if row.seeds == 2 else row.interval
+def _reach(frame: pd.DataFrame) -> tuple[float, float]:
+    "The lowest and the highest AUROC in % that a picture of a `comparison` shows, bars included."
+    bars = frame.interval.fillna(0.0).where(frame.seeds > 0, 0.0)
+    shown = pd.concat([frame.auroc - bars, frame.auroc + bars, frame.published]).dropna().astype(float)
+    return (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 100.0)
 
 
 def _legend(methods: Sequence[str], ours: str, hollow: str) -> list[Line2D]:
@@ -82,19 +85,19 @@ def plot_comparison(frame: pd.DataFrame, ax: Axes, settings: str = "short", lege
         (colour, marker), size = STYLES[row.method], _size(row.method)
         if row.seeds:
             ax.plot([row.auroc, row.published], [y, y], color=colour, lw=0.7, alpha=0.6)
-            ax.errorbar(row.auroc, y, xerr=_half(row), fmt=marker, color=colour, ms=size, lw=1.5, zorder=3)
+            ax.errorbar(row.auroc, y, xerr=row.interval, fmt=marker, color=colour, ms=size, lw=1.5, zorder=3)
             if row.settings != settings:
                 ax.annotate(row.settings, (1.005, y), xycoords=("axes fraction", "data"), fontsize=6, va="center")
         ax.plot(row.published, y, marker, mfc="white", color=colour, ms=size, mew=1.0, zorder=2)
-    shown = pd.concat([frame.auroc, frame.published]).dropna().astype(float)
-    ax.set(xlim=(shown.min() - 3, min(shown.max() + 3, 101)) if len(shown) else (0, 101), xlabel="AUROC in %")
+    low, high = _reach(frame)
+    ax.set(xlim=(low - 3, min(high + 3, 101)), xlabel="AUROC in %")
     ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
     _name_rows(ax, frame, where, place)
     if legend:
         methods = [m for m in METHODS if m in set(frame.method)]
         hollow = "published (alone: ours not run)" if frame.published.notna().any() else ""
-        ax.legend(handles=_legend(methods, "ours, 95 % interval", hollow), frameon=False, fontsize=7, ncols=4,
-                  loc="lower center", bbox_to_anchor=(0.5, 1))
+        ax.legend(handles=_legend(methods, "ours; 95 % interval of ours - published", hollow), frameon=False,
+                  fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def _name_rows(ax: Axes, frame: pd.DataFrame, where: list[tuple[str, str]], place: np.ndarray) -> None:
@@ -121,7 +124,8 @@ def _across(frame: pd.DataFrame) -> int:
 def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     """Draw the cells of one data set (of `pick`) into a figure: a panel for each scenario, a line for each method.
 
-    Filled with its number: ours, with the rule's 95 % interval; hollow: published; `settings`: others are named.
+    Filled with its number: ours, with the rule's 95 % interval; hollow: published; settings other than `settings` are
+    named.
     """
     methods, wide = [m for m in METHODS if m in set(frame.method)], _across(frame)
     parts = list(frame.groupby("scenario", sort=False))
@@ -133,17 +137,17 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
             y, (colour, marker) = methods.index(row.method), STYLES[row.method]
             ax.plot(row.published, y, marker, mfc="white", color=colour, ms=_size(row.method), zorder=2)
             if row.seeds:
-                ax.errorbar(row.auroc, y, xerr=_half(row), fmt=marker, color=colour, ms=_size(row.method), zorder=3)
+                ax.errorbar(row.auroc, y, xerr=row.interval, fmt=marker, color=colour, ms=_size(row.method), zorder=3)
                 other = "" if row.settings == settings else f" {row.settings}"
-                ax.text(1.01, y, f"{row.auroc:.1f}{other}", transform=ax.get_yaxis_transform(), color=colour,
-                        fontsize=7, va="center")
+                ax.text(1.03, y, f"{row.auroc:.1f}{other}", transform=ax.get_yaxis_transform(), fontsize=7,
+                        va="center")
         _frame_panel(ax, scenario, methods)
-    shown = pd.concat([frame.auroc, frame.published]).dropna().astype(float)
-    axes[0].set(xlim=(shown.min() - 3, 101), ylim=(len(methods) - 0.4, -0.6))
+    axes[0].set(xlim=(_reach(frame)[0] - 3, 102), ylim=(len(methods) - 0.4, -0.6))
+    axes[0].xaxis.set_major_locator(MultipleLocator(20))
     figure.supxlabel("AUROC in %, unfolded", fontsize=9)
     hollow = ", hollow: published" if frame.published.notna().any() else ""
-    figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours and the 95 % interval "
-                    f"(none: one or two seeds){hollow}", fontsize=9)
+    figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours{hollow}; bar: 95 % "
+                    "interval of ours minus published (random methods: from three seeds)", fontsize=8)
 
 # %% ../nbs/34_pictures.ipynb #32a00012
 def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
@@ -168,10 +172,11 @@ def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") 
         run = own[own.seeds > 0]
         for method, row in run.iterrows():
             colour, marker = STYLES[method]
-            ax.plot(row.auroc, y, marker, color=colour, ms=1.3 * _size(method), alpha=0.95, zorder=3)
+            level = y + 0.12 * (list(METHODS).index(method) - 2.5) * (method != "CLAD")
+            ax.plot(row.auroc, level, marker, color=colour, ms=1.2 * _size(method), zorder=3 - (method == "CLAD"))
         if "CLAD" in own.index:
             ax.plot([own.auroc.get("CLAD"), own.published["CLAD"]], [y, y], color=STYLES["CLAD"][0], lw=1, zorder=1)
-            ax.plot(own.published["CLAD"], y, "o", mfc="white", color=STYLES["CLAD"][0], ms=8.5, zorder=2)
+            ax.plot(own.published["CLAD"], y, "o", mfc="white", color=STYLES["CLAD"][0], ms=8, zorder=1.5)
         number = int((run.auroc > run.auroc.get("CLAD", math.nan)).sum()) + 1 if "CLAD" in run.index else None
         text = f"{number} of {len(run)}" if number else "not run"
         ax.text(1.01, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
@@ -179,9 +184,10 @@ def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") 
             ax.axhline(y - 0.5, color="0.8", lw=0.8)
     ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), [f"{d} {s}" for d, s in rows], fontsize=8)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"AUROC in %, unfolded, setting {settings} (small: one mean a method)")
-    ax.set_title("CLAD's place", fontsize=8, loc="right")
-    marks = _legend([m for m in METHODS if m in set(chosen.method)], "", "CLAD, published")
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"AUROC in %, unfolded, setting {settings}")
+    ax.set_title("CLAD's place by the mean", fontsize=8, loc="right")
+    marks = _legend([m for m in METHODS if m in set(chosen.method)], "", "")
+    marks.append(Line2D([], [], ls="", marker="o", mfc="white", color=STYLES["CLAD"][0], ms=8, label="CLAD, published"))
     figure.legend(handles=marks, loc="outside upper center", ncols=7, fontsize=8, frameon=False)
 
 # %% ../nbs/34_pictures.ipynb #6749a0af
@@ -189,7 +195,7 @@ _RENAMED = {"pretraining": "autoencoder", "one-class CNN": "head", "network": "h
 
 
 def plot_seconds(records: pd.DataFrame, ax: Axes) -> None:
-    "Draw the seconds of every stage as stacked bars, one bar for each data set, method and setting; dots are runs."
+    "Draw the median seconds of every stage as stacked bars, one for each data set, method and setting; dots are runs."
     plain = records[records.overrides == "{}"].copy()
     for old, new in _RENAMED.items():    # stages that had another name in earlier records
         if (column := f"seconds.{old}") in plain:
@@ -200,19 +206,23 @@ def plot_seconds(records: pd.DataFrame, ax: Axes) -> None:
     order = {name: i for i, name in enumerate([*DATASETS, *METHODS])}
     keys = ["dataset", "method", "settings"]
     plain = plain.sort_values(keys, key=lambda c: c.map(order).fillna(0) if c.name != "settings" else c, kind="stable")
-    means = plain.groupby(keys, sort=False)[stages].mean().fillna(0.0)
+    means = plain.groupby(keys, sort=False)[stages].median().fillna(0.0)
     colours = [c for i, c in enumerate(plt.get_cmap("tab20").colors) if i not in (6, 7)]    # red is for anomalies
     left = np.zeros(len(means))
     for number, stage in enumerate(stages):
         ax.barh(range(len(means)), means[stage], left=left, color=colours[number % len(colours)], height=0.7,
                 label=stage.removeprefix("seconds."))
         left += means[stage].to_numpy()
+    edge = 1.6 * left.max()
     for y, (_, own) in enumerate(plain.groupby(keys, sort=False)):
-        ax.plot(own[stages].sum(axis=1), np.full(len(own), y), "k.", ms=3)
+        spent = own[stages].sum(axis=1).to_numpy()
+        ax.plot(spent[spent < edge], np.full((spent < edge).sum(), y), "k.", ms=3)
+        ax.plot(np.full((spent >= edge).sum(), 0.99 * edge), np.full((spent >= edge).sum(), y), "k>", ms=3)
     ax.set_yticks(range(len(means)), [" ".join(key) for key in means.index], fontsize=7)
     for y in np.flatnonzero(means.index.get_level_values(0)[1:] != means.index.get_level_values(0)[:-1]):
         ax.axhline(y + 0.5, color="0.85", lw=0.8)
-    ax.set(xlabel="seconds per run", ylim=(len(means) - 0.4, -0.6))
+    ax.set(xlabel="seconds per run (bars: medians of the stages; dots: runs)", xlim=(0, edge),
+           ylim=(len(means) - 0.4, -0.6))
     ax.legend(frameon=False, fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 # %% ../nbs/34_pictures.ipynb #3e197d8e
@@ -224,8 +234,8 @@ def plot_figure3(points: pd.DataFrame, axes: np.ndarray, dashed: float = math.na
         for ax, (scenario, own) in zip(row, points[points.panel == panel].groupby("scenario", sort=False)):
             ax.plot(own[x], own.published, "o-", color="#b79acb", mfc="white", ms=4, lw=1, label="published")
             run = own[own.seeds > 0]
-            ax.errorbar(run[x], run.auroc.astype(float), yerr=[_half(point) for point in run.itertuples()], fmt="o-",
-                        color=colour, ms=4.5, lw=1.3, label="ours, 95 % interval (none: one or two seeds)")
+            ax.errorbar(run[x], run.auroc.astype(float), yerr=run.interval.astype(float), fmt="o-",
+                        color=colour, ms=4.5, lw=1.3, label="ours; 95 % interval of ours - published (3 seeds)")
             ax.axhline(dashed, color=STYLES["DeepSVDD"][0], ls="--", lw=1.2, label="our DeepSVDD, mean of the three")
             ax.set_title(f"({panel}) {scenario}: {len(run)} of {len(own)} points run", fontsize=8)
             ax.set_xlabel(name, fontsize=8)
@@ -238,7 +248,7 @@ def plot_figure3(points: pd.DataFrame, axes: np.ndarray, dashed: float = math.na
 def plot_ranks(ranks: pd.Series, groups: Sequence[Sequence[str]], ax: Axes, title: str = "") -> None:
     "Critical-difference plot of `rank_groups`: methods at their mean rank; a bar joins what cannot be told apart."
     k = len(ranks)
-    bottom = -(k + 1) // 2 - 0.4 * len(groups) - 0.6
+    bottom = -((k - 1) // 2) - 0.4 * len(groups) - 1.1
     ax.set(xlim=(0.2, k + 0.8), ylim=(bottom, 0.6))
     ax.plot([1, k], [0, 0], color="k", lw=1)
     for tick in range(1, k + 1):
@@ -257,42 +267,39 @@ def plot_ranks(ranks: pd.Series, groups: Sequence[Sequence[str]], ax: Axes, titl
     ax.axis("off")
 
 # %% ../nbs/34_pictures.ipynb #58553b76
-_HUES = dict(zip(DATASETS, ("#8c8c8c", "#6a1b9a", "#f28e2b", "#55a868", "#4ba3d9")))
+_MARKS = dict(zip(DATASETS, "dos^P"))
 
 
 def plot_clusters(records: pd.DataFrame, ax: Axes) -> None:
-    """Draw AUROC against NMI for all current records of CLAD on hidden classes: `short` filled, others hollow.
+    """Draw AUROC against NMI for all current records of CLAD on hidden classes, a marker for each data set.
 
-    Where there is a single normal class the NMI says nothing; such scenarios are left out.
+    Large: means of `short` over seeds, named; small: its runs; hollow: sweeps and other settings. Where there is a
+    single normal class the NMI says nothing; such scenarios are left out.
     """
     own = current(records)
     own = own[own.method == "CLAD"].dropna(subset=["clusters.nmi"])
     several = np.array([len(SCENARIOS[d][s].normal) > 1 for d, s in zip(own.dataset, own.scenario)], dtype=bool)
     own = own[(own.settings != "smoke").to_numpy() & several]
-    for dataset, points in own.groupby("dataset", sort=False):
-        short, table = points.settings == "short", points.overrides == "{}"
-        varied = len(points) > 3 and points["clusters.nmi"].nunique() > 1
-        rho = f", Spearman {_spearman(points):.2f}" if varied else ""
-        ax.plot([], [], "o", color=_HUES[dataset], ms=5, label=f"{dataset}: {len(points)}{rho}")
-        for chosen, marker, fill in ((table & short, "o", _HUES[dataset]), (table & ~short, "D", _HUES[dataset]),
-                                     (~table, "o", "none")):
-            x, y = points["clusters.nmi"][chosen], 100 * points.auroc[chosen]
-            ax.plot(x, y, marker, mfc=fill, color=_HUES[dataset], ms=5, alpha=0.8)
-    plain = own[(own.settings == "short") & (own.overrides == "{}")]
+    own = own.assign(auroc=100 * own.auroc, plain=(own.settings == "short") & (own.overrides == "{}"))
+    means = own[own.plain].groupby(["dataset", "scenario"], sort=False)[["clusters.nmi", "auroc"]].mean()
+    for (dataset, plain), points in own.groupby(["dataset", "plain"], sort=False):
+        ax.plot(points["clusters.nmi"], points.auroc, _MARKS[dataset], color=STYLES["CLAD"][0], ms=3, alpha=0.5,
+                mfc=STYLES["CLAD"][0] if plain else "none")
+    for dataset, points in means.groupby("dataset", sort=False):
+        ax.plot(points["clusters.nmi"], points.auroc, _MARKS[dataset], color=STYLES["CLAD"][0], ms=7, label=dataset)
     ax.set(xlabel="NMI of clusters and hidden classes (training images)", ylabel="AUROC in %",
-           xlim=(-0.05, own["clusters.nmi"].max() + 0.08))
+           xlim=(-0.05, own["clusters.nmi"].max() + 0.08), xticks=np.arange(0, 1, 0.2))
     ax.margins(y=0.1)
-    _name_points(ax, plain.groupby("scenario", sort=False)[["clusters.nmi", "auroc"]].mean() * [1, 100],
-                 plain[["clusters.nmi", "auroc"]].to_numpy() * [1, 100])
     ax.axhline(50, color="k", ls=":", lw=0.8)
-    rho = f", Spearman {_spearman(own):.2f}" if own["clusters.nmi"].nunique() > 2 else ""
-    ax.set_title(f"{len(own)} records{rho}; filled: short, diamond: other settings, hollow: sweeps", fontsize=8)
-    ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    _name_points(ax, means.droplevel("dataset"), own[own.plain][["clusters.nmi", "auroc"]].to_numpy())
+    rho = f": Spearman {_spearman(means):.2f}" if means["clusters.nmi"].nunique() > 2 else ""
+    ax.set_title(f"{len(means)} scenarios{rho}; large: means, small: runs, hollow: sweeps, other settings", fontsize=8)
+    ax.legend(frameon=False, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 # %% ../nbs/34_pictures.ipynb #58553b77
-def _spearman(records: pd.DataFrame) -> float:
+def _spearman(points: pd.DataFrame) -> float:
     "Rank correlation of the NMI of clusters with the AUROC."
-    return float(spearmanr(records["clusters.nmi"], records.auroc).statistic)
+    return float(spearmanr(points["clusters.nmi"], points.auroc).statistic)
 
 
 def _name_points(ax: Axes, points: pd.DataFrame, drawn: np.ndarray) -> None:
@@ -325,7 +332,7 @@ def plot_followed(followed: pd.DataFrame, ax: Axes) -> None:
     "Draw the columns `explained` of a table with `scenario` and `feature`: a group of bars for each scenario."
     table = followed.pivot(index="scenario", columns="feature", values="explained")
     table = 100 * table[list(dict.fromkeys(followed.feature))].loc[list(dict.fromkeys(followed.scenario))]
-    colours = ["#6a1b9a", "#bdbdbd", "#969696", "#636363", "#4ba3d9", "#55a868"]
+    colours = ["k", "#bdbdbd", "#969696", "#636363", "#4ba3d9", "#55a868"]
     table.plot.bar(ax=ax, color=colours[: table.shape[1]], width=0.8, rot=0)
     ax.set(xlabel="", ylabel="explained by the clusters, %")
     ax.legend(frameon=False, fontsize=7, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -337,19 +344,19 @@ _SHOWN = {"softmax": "largest softmax", "both": "ODIN", "neighbours": "nearest f
 
 
 def plot_stages(rows: pd.DataFrame, axes: np.ndarray, counts: Sequence[int] = (3, 10, 20)) -> str:
-    "Draw rows of chapter 15 into axes [scores, scenarios], labels across and a line for each K; returns the data set."
+    "Draw rows of chapter 15 into axes [scores, scenarios], labels across, a colour a K; returns the data set."
     dataset = "mnist" if (rows.dataset == "mnist").any() else "digits"
     for line, score in zip(axes, _SHOWN):
         for ax, scenario in zip(line, ("CUR", "STR", "MIX")):
             own = rows[(rows.dataset == dataset) & (rows.scenario == scenario)]
-            for k, colour in zip(counts, ("#9ecae1", "#4292c6", "#084594")):
+            for k, colour, shift in zip(counts, ("#9ecae1", "#4292c6", "#084594"), (-0.2, 0.0, 0.2)):
                 means = own[own.n_clusters == k].groupby("labels")[score].agg(["mean", "min", "max"]) * 100
                 means = means.reindex([name for name in _KINDS if name != "true"])
-                ax.plot(range(4), means["mean"], "o-", color=colour, ms=4, label=f"K = {k}")
-                ax.vlines(range(4), means["min"], means["max"], color=colour, lw=1)
+                ax.plot(shift + np.arange(4), means["mean"], "o", color=colour, ms=4, label=f"K = {k}")
+                ax.vlines(shift + np.arange(4), means["min"], means["max"], color=colour, lw=1)
             true = 100 * own[own.labels == "true"][score]
-            ax.plot(np.full(len(true), 4), true, "_", color="#6a1b9a")
-            ax.plot(4, true.mean(), "D", color="#6a1b9a", ms=5, label="true classes")
+            ax.plot(4, true.mean(), "kD", ms=5, label="true classes")
+            ax.vlines(4, true.min(), true.max(), color="k", lw=1, label="lowest to highest seed")
             ax.text(2, 42, "" if len(own) else "not run", ha="center", fontsize=8)
             ax.axhline(50, color="k", ls=":", lw=0.8)
             ax.set_xticks(range(5), _KINDS.values(), fontsize=6)
@@ -441,8 +448,8 @@ def _short(records: pd.DataFrame) -> pd.DataFrame:
 def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
     """Write `table1` ... `table4` and `digits` (.md, .csv), where there is a record of theirs, and a picture for each
     data set (`mnist.png`, `mnist-one-class.png`, ...); `table5`; and what spans the tables: `ranks` (.md, .csv, .png),
-    `pairs` (.md, .csv), `overview.png`, `clusters.png`, `seconds.png`, and `stages.png` where the folder that holds
-    `results` has an `ablation.csv`. Returns the paths."""
+    `pairs` (.md, .csv), `overview.png`, `clusters.png`, `seconds.png`, and `stages.png`, `followed.png` where the
+    folder that holds `results` has an `ablation.csv`, a `followed.csv`. Returns the paths."""
     records, paths = _recorded(results), []
     if not len(records):
         return paths
@@ -459,6 +466,9 @@ def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
             real, figure.subplots())))
     if len(rows := read_rows(Path(results).parent / "ablation.csv")):
         paths.append(_save(Path(figures) / "stages.png", (7.5, 6), functools.partial(_draw_stages, rows)))
+    if (place := Path(results).parent / "followed.csv").is_file():
+        paths.append(_save(Path(figures) / "followed.png", (8, 3), lambda figure: plot_followed(
+            pd.read_csv(place), figure.subplots())))
     return paths
 
 # %% ../nbs/34_pictures.ipynb #23241403
@@ -466,7 +476,7 @@ def _draw_stages(rows: pd.DataFrame, figure: Figure) -> None:
     "The figure of the stages with its legend."
     axes = figure.subplots(3, 3, sharex=True, sharey=True)
     plot_stages(rows, axes)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8,
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8,
                   frameon=False)
 
 # %% ../nbs/34_pictures.ipynb #23241401
@@ -512,7 +522,7 @@ def _write_overview(records: pd.DataFrame, figures: Path, pairs: pd.DataFrame) -
                   + (f" Left out: {', '.join(absent)}." if absent else "") + "\n")
         paths += write_table(paired_scenarios(matrix), "ranks", figures,
                              "Pairs of methods over scenarios: Wilcoxon's signed-rank test", before, 3)
-        paths.append(_save(figures / "ranks.png", (7, 4.4), lambda figure: _draw_ranks(figure, frame, len(matrix))))
+        paths.append(_save(figures / "ranks.png", (7, 3.6), lambda figure: _draw_ranks(figure, frame, len(matrix))))
     if len(pairs):
         before = ("CLAD against each other method on the same test images: DeLong's paired test, from the ranks beside "
                   "the records; `p` is that of the least favourable pair of seeds, corrected after Holm within a "
@@ -530,7 +540,8 @@ def _draw_figure3(figure: Figure, points: pd.DataFrame, records: pd.DataFrame) -
     "Figure 3 with its legend and the number of points run."
     axes = figure.subplots(2, 3, sharey=True)
     plot_figure3(points, axes, deepsvdd_mean(records))
-    figure.suptitle(f"Figure 3: {int((points.seeds > 0).sum())} of {len(points)} points run", fontsize=10)
+    run, once = (int(chosen.sum()) for chosen in (points.seeds > 0, points.seeds == 1))
+    figure.suptitle(f"Figure 3, setting short: {run} of {len(points)} points run, {once} of them once", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8,
                   frameon=False)
 

@@ -66,11 +66,14 @@ def binned(values: np.ndarray, bins: int) -> np.ndarray:
     return (line.argsort().argsort() * bins // len(line)).astype(int)
 
 
-def sheet(dataset: str, scenario: str, train, labels: np.ndarray, test, truth: np.ndarray, ranks: np.ndarray) -> None:
-    "Draw each cluster as a row: its mean image, sixteen of its images, its size and its commonest class."
+def sheet(dataset: str, scenario: str, train, labels: np.ndarray, test, truth: np.ndarray, ranks: np.ndarray,
+          origin: str, k: int) -> None:
+    """Draw each cluster as a row: its mean image, sixteen of its images, its size and its commonest class.
+
+    origin: whose clusters they are; k: how many there could be."""
     rng, rows, names = np.random.default_rng(0), [], []
-    for k in range(labels.max() + 1):
-        own = np.flatnonzero(labels == k)
+    for number in range(k):
+        own = np.flatnonzero(labels == number)
         if not len(own):
             continue
         classes, counts = np.unique(train.labels[own], return_counts=True)
@@ -78,6 +81,7 @@ def sheet(dataset: str, scenario: str, train, labels: np.ndarray, test, truth: n
         names.append(f"{len(own)} images, {100 * counts.max() / len(own):.0f} % {top}")
         mean = train.images[own].mean(0, keepdims=True).astype(np.uint8)
         rows.append(np.concatenate([mean, train.images[rng.choice(own, 16, replace=len(own) < 16)]]))
+    empty = k - len(rows)
     order = np.argsort(ranks, kind="stable")
     for name, chosen in (("anomalies that look most normal", order[truth[order]][:17]),
                          ("normals that look most anomalous", order[~truth[order]][::-1][:17])):
@@ -91,8 +95,9 @@ def sheet(dataset: str, scenario: str, train, labels: np.ndarray, test, truth: n
     ax.set_yticks(side * (np.arange(len(rows)) + 0.5), names, fontsize=7)
     ax.set_xticks([side / 2], ["mean"], fontsize=7)
     ax.axhline(side * (len(rows) - 2) - 0.5, color="w", lw=3)
-    ax.set_title(f"{dataset} {scenario}: the clusters of CLAD (above), and its mistakes on the test images (below)",
-                 fontsize=8)
+    ax.get_yticklabels()[-2].set_color("C3")
+    ax.set_title(f"{dataset} {scenario}: clusters {origin}" + f", {empty} of {k} empty" * (empty > 0)
+                 + ", each with its mean image; below: mistakes of the record", fontsize=8)
     figure.savefig(OUT / f"clusters-{scenario}.jpg", bbox_inches="tight", pil_kwargs={"quality": 75})
 
 
@@ -117,10 +122,11 @@ def main() -> None:
             labels = fitted(args.dataset, scenario, split.train.images, next(iter(args.stages), None))
         same = np.bincount(labels, minlength=len(sizes)).tolist() == sizes
         truth, ranks = read_truth(path)
-        sheet(args.dataset, scenario, split.train, labels, split.test, truth, ranks)
+        origin = "of the record" if same else "fitted again"
+        sheet(args.dataset, scenario, split.train, labels, split.test, truth, ranks, origin, len(sizes))
         kinds = len(split.scenario.normal)
         seen, new = features(split.train.images), features(split.test.images)
-        row = {"dataset": args.dataset, "scenario": scenario, "clusters": "of the record" if same else "fitted again"}
+        row = {"dataset": args.dataset, "scenario": scenario, "clusters": origin}
         one_hot = (split.train.labels[:, None] == np.unique(split.train.labels)).astype(float)
         table.append(row | {"feature": "hidden class", "explained": explained(one_hot, labels),
                             "nmi": normalized_mutual_info_score(split.train.labels, labels)})
