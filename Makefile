@@ -40,6 +40,8 @@ endif
 VENV  = .venv
 BIN   = $(VENV)/bin
 STAMP = $(VENV)/installed
+# what chapters train that others train too, kept from one to the other within `make test`
+SHARED = $(VENV)/stages
 # one thread per process: OpenMP threads of neighbouring processes would wait for each other
 ALONE = OMP_NUM_THREADS=1
 # the installation compiles nothing beforehand: each library is compiled when it is first imported, and that is kept
@@ -77,7 +79,9 @@ figures: $(STAMP)
 # tools/alive.py passes a command's output on, and says every few seconds that it goes on
 test: $(STAMP)
 	$(BIN)/ruff check --quiet clad nbs tests tools
-	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/nbdev_test --do_print --n_workers $(CORES)
+	rm -rf $(SHARED)
+	$(ALONE) CLAD_STAGES=$(CURDIR)/$(SHARED) $(BIN)/python tools/alive.py $(BIN)/nbdev_test --do_print \
+	    --n_workers $(CORES)
 	$(ALONE) $(BIN)/python tools/alive.py $(BIN)/python -m pytest -q tests -n $(CORES) --dist loadfile \
 	    --no-loadscope-reorder
 
