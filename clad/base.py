@@ -52,7 +52,10 @@ class Knob:
         self.name = name
 
     def __get__(self, detector: Any, owner: type | None = None) -> Any:
-        return self if detector is None else getattr(getattr(detector, self.stage), self.name, None)
+        if detector is None:
+            return self
+        part = getattr(detector, self.stage)
+        return getattr(part, self.name) if self.name in part._get_param_names() else None
 
     def __set__(self, detector: Any, value: Any) -> None:
         part = getattr(detector, self.stage)
@@ -120,8 +123,9 @@ class Decisions:
         """
         self._check_alpha()
         scores = self.score_samples(X)
-        self.fit_report_.pop("picked", None)
-        return self._calibrated(scores, self._clusters(X), _numbered(groups, len(scores)))
+        clusters, names = self._clusters(X), _numbered(groups, len(scores))
+        self.fit_report_.pop("picked", None)    # only now: what could be refused has not been
+        return self._calibrated(scores, clusters, names)
 
     def _calibrated(self, scores: np.ndarray, clusters: np.ndarray | None, names: np.ndarray) -> "Decisions":
         self.calibration_scores_, self.calibration_groups_ = scores, names
@@ -188,15 +192,17 @@ class Decisions:
         self._require_calibration()
         if by not in ("pool", "cluster"):
             raise ValueError(f"by is {by!r}: choose 'pool' or 'cluster'.")
-        known, groups = self.calibration_scores_, self.calibration_groups_
+        known, groups, scores = self.calibration_scores_, self.calibration_groups_, self.score_samples(X)
         if by == "pool":
-            return conformal_p_values(known, self.score_samples(X), groups)
+            return conformal_p_values(known, scores, groups)
         scarce, clusters, least = self.scarce_clusters_, self._clusters(X), least_groups(self.alpha)
+        if clusters is None:
+            raise ValueError(f"this {type(self).__name__} gives these images no cluster: use by='pool'.")
         if here := np.intersect1d(scarce, clusters).tolist():
             warnings.warn(f"{type(self).__name__}: fewer than {least} calibration images (groups) are in the clusters "
                           f"{here}, too few for alpha={self.alpha:g}: p-values there are over the pool.", UserWarning,
                           stacklevel=2)
-        return cluster_p_values(known, self.score_samples(X), self.calibration_clusters_, clusters, least, groups)
+        return cluster_p_values(known, scores, self.calibration_clusters_, clusters, least, groups)
 
     @property
     def scarce_clusters_(self) -> list[int]:
@@ -484,7 +490,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         write_bundle(path, arrays, {
             "format": FORMAT, "class": type(self).__name__, "module": type(self).__module__, "state": meta,
             "parameters": {**self._fitted_with, "alpha": _named(self.alpha)}, "stages": parts,
-            "image_shape": self.image_shape_, "fit_report": self.fit_report_})
+            "image_shape": self.image_shape_, "fit_report": self.fit_report_,
+            "columns": getattr(self, "feature_names_in_", np.empty(0)).tolist()})
 
     @classmethod
     def load(cls, path, device: str | None = None) -> "Detector":
@@ -535,6 +542,8 @@ def _loaded(cls: type, path, header: dict, arrays: dict[str, np.ndarray], device
         shape = detector.image_shape_ = tuple(header["image_shape"])
         if len(shape) == 1:
             detector.n_features_in_ = shape[0]
+        if header.get("columns"):
+            detector.feature_names_in_ = np.array(header["columns"], dtype=object)
         with seeded(0):  # networks are made before their weights are put in
             for name, needs in detector.stages.items():
                 part = _stage(header["stages"][name], name, arrays, detector._fitted_stages(needs), detector.device)

@@ -84,17 +84,19 @@ class CLAD(Detector):
     def side_scores(self, X) -> dict[str, np.ndarray]:
         "The base score: softmax confidence at temperature 1 without perturbation."
         self._require_fit()
+        X = self._checked(X, self.image_shape_)
         return {"base": MaxSoftmax().fit(X, self.classifier_).score(X)}
 
     def encode(self, X) -> np.ndarray:
         "Codes z, float32 [N,d], of the encoder after DEC (or of the representation, where labels come otherwise)."
         self._require_fit()
-        return getattr(self.self_labels_, "transform", self.representation_.transform)(X)
+        encode = getattr(self.self_labels_, "transform", self.representation_.transform)
+        return encode(self._checked(X, self.image_shape_))
 
     def predict_cluster(self, X) -> np.ndarray:
         "Cluster of each image, int64 [N]; ValueError where the labels exist for the fitted images only."
         self._require_fit()
-        return self.self_labels_.predict(X)
+        return self.self_labels_.predict(self._checked(X, self.image_shape_))
 
 
 def statistics_for(images: np.ndarray, given: tuple | None) -> tuple[tuple, tuple]:
