@@ -14,6 +14,7 @@ from .base import Detector, Knob
 from .classifier import PseudoLabelClassifier
 from .dec import DEC, SelfLabels
 from .odin import ODIN, Confidence, MaxSoftmax
+from .settings import is_number
 from .training import Pixels, Stage, channel_statistics
 
 # %% ../nbs/14_detector.ipynb #b17c8cc3
@@ -103,8 +104,13 @@ def statistics_for(images: np.ndarray, given: tuple | None) -> tuple[tuple, tupl
     "Mean and std per channel, as given or measured; ValueError where what is given does not fit the images."
     if given is None:
         return channel_statistics(images)
-    mean, std = given
-    if not len(mean) == len(std) == images.shape[1] or min(std) <= 0:
+    try:
+        mean, std = map(tuple, given)
+        fits = len(mean) == len(std) == images.shape[1]
+        fits = fits and all(map(is_number(-np.inf), mean)) and all(map(is_number(0), std))
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(f"statistics is {given!r}: give one mean and one positive std for each of the "
                          f"{images.shape[1]} channels.")
-    return tuple(mean), tuple(std)
+    return mean, std
