@@ -34,8 +34,8 @@ from clad.conformal import (
 )
 from .files import read_bundle, write_bundle
 from .images import Part, check_images
-from .settings import is_number, is_whole, named_settings
-from .training import Pixels, Stage, StageStore, Workspace, resolve_device, seeded
+from .settings import as_written, is_number, is_whole, named_settings
+from .training import Pixels, Stage, StageStore, Workspace, fingerprints, resolve_device, seeded
 
 # %% ../nbs/55_base.ipynb #d548a08c
 class Knob:
@@ -52,7 +52,10 @@ class Knob:
         self.name = name
 
     def __get__(self, detector: Any, owner: type | None = None) -> Any:
-        return self if detector is None else getattr(getattr(detector, self.stage), self.name, None)
+        if detector is None:
+            return self
+        part = getattr(detector, self.stage)
+        return getattr(part, self.name) if self.name in part._get_param_names() else None
 
     def __set__(self, detector: Any, value: Any) -> None:
         part = getattr(detector, self.stage)
@@ -93,14 +96,22 @@ def _parameter(value: Any) -> Any:
         return kind(**{k: _parameter(v) for k, v in value["parameters"].items()})
     return tuple(_parameter(v) for v in value) if isinstance(value, list) else value
 
-
+# %% ../nbs/55_base.ipynb #00a1fba5
 def _seed(random_state: Any) -> int | None:
     "A whole number as it is, a draw from a RandomState, or None; ValueError names the parameter."
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31))
-    if random_state is None or is_whole(0)(random_state):
+    if random_state is None or (is_whole(0)(random_state) and random_state < 2**64):
         return random_state
-    raise ValueError(f"random_state is {random_state!r}: it must be None, a whole number from 0 on or a RandomState.")
+    raise ValueError(f"random_state is {random_state!r}: it must be None, a whole number from 0 on (below 2**64) or a "
+                     "RandomState.")
+
+
+def _folder(cache_dir: Any) -> Any:
+    "The folder for results of stages, or None; ValueError names the parameter."
+    if cache_dir is None or isinstance(cache_dir, (str, os.PathLike)):
+        return cache_dir
+    raise ValueError(f"cache_dir is {cache_dir!r}: it must be None or the path of a folder.")
 
 # %% ../nbs/55_base.ipynb #d6033fb0
 class Decisions:
@@ -120,8 +131,9 @@ class Decisions:
         """
         self._check_alpha()
         scores = self.score_samples(X)
-        self.fit_report_.pop("picked", None)
-        return self._calibrated(scores, self._clusters(X), _numbered(groups, len(scores)))
+        clusters, names = self._clusters(X), _numbered(groups, len(scores))
+        self.fit_report_.pop("picked", None)    # only now: what could be refused has not been
+        return self._calibrated(scores, clusters, names)
 
     def _calibrated(self, scores: np.ndarray, clusters: np.ndarray | None, names: np.ndarray) -> "Decisions":
         self.calibration_scores_, self.calibration_groups_ = scores, names
@@ -144,10 +156,11 @@ class Decisions:
     def _too_few(self) -> str:
         "What to say where the calibration images cannot promise the rate `alpha`, else nothing."
         n, count = len(self.calibration_scores_), len(np.unique(self.calibration_groups_))
-        if count >= least_groups(self.alpha):
+        alpha = as_written(self.alpha)
+        if count >= least_groups(alpha):
             return ""
         found = f"{count} groups of calibration images" if count < n else f"{n} calibration images"
-        return (f"{found} cannot promise a false-alarm rate of {self.alpha:g}: at least {least_groups(self.alpha)} are "
+        return (f"{found} cannot promise a false-alarm rate of {alpha:g}: at least {least_groups(alpha)} are "
                 f"needed; hold out more (calibration_fraction), call calibrate(X) with more, or raise alpha to "
                 f"{rounded_up(1 / (count + 1))}.")
 
@@ -166,7 +179,7 @@ class Decisions:
         self._require_calibration()
         if problem := self._too_few():
             raise ValueError(problem)
-        return conformal_offset(self.calibration_scores_, self.alpha, self.calibration_groups_)
+        return conformal_offset(self.calibration_scores_, as_written(self.alpha), self.calibration_groups_)
 
     def decision_function(self, X) -> np.ndarray:
         "`score_samples(X) - offset_`, float64 [N]: negative = anomalous."
@@ -188,15 +201,18 @@ class Decisions:
         self._require_calibration()
         if by not in ("pool", "cluster"):
             raise ValueError(f"by is {by!r}: choose 'pool' or 'cluster'.")
-        known, groups = self.calibration_scores_, self.calibration_groups_
+        known, groups, scores = self.calibration_scores_, self.calibration_groups_, self.score_samples(X)
         if by == "pool":
-            return conformal_p_values(known, self.score_samples(X), groups)
-        scarce, clusters, least = self.scarce_clusters_, self._clusters(X), least_groups(self.alpha)
+            return conformal_p_values(known, scores, groups)
+        alpha = as_written(self.alpha)
+        scarce, clusters, least = self.scarce_clusters_, self._clusters(X), least_groups(alpha)
+        if clusters is None:
+            raise ValueError(f"this {type(self).__name__} gives these images no cluster: use by='pool'.")
         if here := np.intersect1d(scarce, clusters).tolist():
             warnings.warn(f"{type(self).__name__}: fewer than {least} calibration images (groups) are in the clusters "
-                          f"{here}, too few for alpha={self.alpha:g}: p-values there are over the pool.", UserWarning,
+                          f"{here}, too few for alpha={alpha:g}: p-values there are over the pool.", UserWarning,
                           stacklevel=2)
-        return cluster_p_values(known, self.score_samples(X), self.calibration_clusters_, clusters, least, groups)
+        return cluster_p_values(known, scores, self.calibration_clusters_, clusters, least, groups)
 
     @property
     def scarce_clusters_(self) -> list[int]:
@@ -209,7 +225,8 @@ class Decisions:
             raise ValueError(f"this {type(self).__name__} gives new images no cluster (or was calibrated before that "
                              "was kept: call calibrate(X_normal)); use by='pool'.")
         known = self.calibration_clusters_
-        scarce = scarce_clusters(known, self.calibration_groups_, least_groups(self.alpha)).tolist()
+        least = least_groups(as_written(self.alpha))
+        scarce = scarce_clusters(known, self.calibration_groups_, least).tolist()
         return sorted({*scarce, *np.setdiff1d(getattr(self, "labels_", known), known).tolist()})
 
     def discoveries(self, X, fdr: float = 0.1, by: str = "pool") -> np.ndarray:
@@ -231,7 +248,7 @@ class Decisions:
         if self.fit_report_.get("picked"):
             raise ValueError(f"{self.fit_report_['picked']} images of the calibration were picked by a person, so they "
                              "are no sample to certify by: call calibrate(X) with normal images taken as they come.")
-        return certify(self.calibration_scores_, self.alpha, confidence, self.calibration_groups_)
+        return certify(self.calibration_scores_, as_written(self.alpha), confidence, self.calibration_groups_)
 
     def update(self, X, groups=None, picked: bool = False) -> "Decisions":
         """More normal images after the fit: they change the threshold, and the memory where the detector has one.
@@ -239,12 +256,18 @@ class Decisions:
         X: normal images that neither the fit nor a calibration has seen, taken as they come; groups: [N],
         near-duplicates alike, other groups than before. With a memory, half of the images (groups), drawn by lot, are
         remembered, one alone is; the rest calibrate. picked=True: a person chose them because of their scores ("this
-        false alarm is fine"): all are remembered, or, without a memory, those that are flagged calibrate. Returns self;
-        `fit_report_["updates"]` says what was done.
+        false alarm is fine"): all are remembered, or, without a memory, those that are flagged calibrate. Images that
+        an earlier update has taken in (or `clad fit`; not rows of numbers, which may well be alike) count no second
+        time: a warning says how many, ValueError where there are no others. Returns self; `fit_report_["updates"]` says
+        what was done.
         """
         self._check_alpha()
         scores = self.score_samples(X)
         images, names = self._checked(X, self.image_shape_), _numbered(groups, len(scores))
+        prints = None if images.ndim == 2 else fingerprints(images)
+        new = np.ones(len(images), bool) if prints is None or picked and self._has_memory() else self._unseen(prints)
+        if not new.all():
+            images, scores, prints, names = images[new], scores[new], prints[new], _numbered(names[new], new.sum())
         keep, count = self._shares(scores, names, picked)
         if keep.any():
             self._remember(images[keep])
@@ -252,9 +275,22 @@ class Decisions:
             self._add_to_calibration(self.score_samples(images[count]), images[count], names[count])
         if picked and count.any():
             self.fit_report_["picked"] = self.fit_report_.get("picked", 0) + int(count.sum())
+        if prints is not None:
+            self.seen_ = np.concatenate([getattr(self, "seen_", prints[:0]), prints[keep | count]])
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
         return self
+
+    def _unseen(self, prints: np.ndarray) -> np.ndarray:
+        "Mask of the images that were not taken in before; warns of others, ValueError where all were."
+        known = {bytes(p) for p in getattr(self, "seen_", ())}
+        new = np.array([bytes(p) not in known for p in prints])
+        if not new.any():
+            raise ValueError(f"all {len(new)} images were taken in before, by an update or the fit: give new ones.")
+        if not new.all():
+            warnings.warn(f"{type(self).__name__}: {(~new).sum()} of {len(new)} images were taken in before, by an "
+                          "update or the fit, and are left out.", UserWarning, stacklevel=3)
+        return new
 
     def _shares(self, scores: np.ndarray, names: np.ndarray, picked: bool) -> tuple[np.ndarray, np.ndarray]:
         "Which images of an update are remembered, and which calibrate: two masks that share no image."
@@ -298,7 +334,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
     After fit: image_shape_; held_out_, bool [N], the images that set the threshold; fit_report_, what happened;
     calibration_scores_, calibration_groups_ and, where new images get a cluster, calibration_clusters_; n_features_in_
-    where rows were fitted. examples_, normal images to show beside others, where somebody has put some (chapter 44).
+    where rows were fitted. seen_, uint8 [n,16], digests of what updates have taken in (and `clad fit`).
+    examples_, normal images to show beside others, where somebody has put some (chapter 44).
     """
 
     accepts_flat = False  # True: also takes rows of numbers, float [N,D]
@@ -354,7 +391,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
             self._fitted_with = {k: _named(v) for k, v in self.get_params(deep=False).items() if k != "cache_dir"}
             if isinstance(self.random_state, np.random.RandomState):
                 self._fitted_with["random_state"] = drawn
-            store = StageStore(None if seed is None else getattr(self, "cache_dir", None))
+            folder = _folder(getattr(self, "cache_dir", None))
+            store = StageStore(None if seed is None else folder)
             work = Workspace(device, drawn, store, bool(self.verbose), self.fit_report_, type(self).__name__)
             self.image_shape_ = tuple(int(s) for s in images.shape[1:])
             some = held.any()
@@ -423,7 +461,12 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
     # ------------------------------------------------------------------------------------------------ parameters, files
 
     def set_params(self, **params) -> "Detector":
-        "Set parameters: whole stages, then knobs, then what reaches into stages. The fit stays what it was."
+        """Set parameters: whole stages, then knobs, then what reaches into stages. The fit stays what it was.
+
+        None for a stage is the default one, as in the constructor.
+        """
+        if unset := [k for k, v in params.items() if v is None and isinstance(getattr(self, k, None), Stage)]:
+            params |= {k: getattr(type(self)(), k) for k in unset}
         for turn in range(3):
             super().set_params(**{k: v for k, v in params.items() if turn == (not isinstance(v, Stage)) + ("__" in k)})
         return self
@@ -483,8 +526,9 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
             arrays |= {f"{name}/{key}": tensor.detach().cpu().numpy() for key, tensor in part._tensors().items()}
         write_bundle(path, arrays, {
             "format": FORMAT, "class": type(self).__name__, "module": type(self).__module__, "state": meta,
-            "parameters": {**self._fitted_with, "alpha": _named(self.alpha)}, "stages": parts,
-            "image_shape": self.image_shape_, "fit_report": self.fit_report_})
+            "parameters": {**self._fitted_with, "alpha": as_written(self.alpha)}, "stages": parts,
+            "image_shape": self.image_shape_, "fit_report": self.fit_report_,
+            "columns": getattr(self, "feature_names_in_", np.empty(0)).tolist()})
 
     @classmethod
     def load(cls, path, device: str | None = None) -> "Detector":
@@ -493,7 +537,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
 
 FORMAT = 2  # of saved detectors
-_KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples")
+_KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples", "seen")
 _OF_SKLEARN = {"_metadata_request", "_parent_callback_ctx", "_skl_callbacks", "_sklearn_output_config"}
 
 
@@ -523,6 +567,8 @@ def _loaded(cls: type, path, header: dict, arrays: dict[str, np.ndarray], device
     "The detector out of what was read."
     if header["class"] != cls.__name__:
         raise ValueError(f"{path} holds a {header['class']}, not a {cls.__name__}.")
+    if device is not None:
+        resolve_device(device)
     try:
         detector = cls(**{k: _parameter(v) for k, v in header["parameters"].items()})
         detector.device = device or detector.device
@@ -535,6 +581,8 @@ def _loaded(cls: type, path, header: dict, arrays: dict[str, np.ndarray], device
         shape = detector.image_shape_ = tuple(header["image_shape"])
         if len(shape) == 1:
             detector.n_features_in_ = shape[0]
+        if header.get("columns"):
+            detector.feature_names_in_ = np.array(header["columns"], dtype=object)
         with seeded(0):  # networks are made before their weights are put in
             for name, needs in detector.stages.items():
                 part = _stage(header["stages"][name], name, arrays, detector._fitted_stages(needs), detector.device)

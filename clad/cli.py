@@ -160,9 +160,9 @@ _UPDATE = """examples:
   clad update model.clad false-alarms/ --picked
   clad update model.clad more-good/ --out new-model.clad
 
-The pictures must be normal and new: neither in the folder of the fit nor in an earlier update. Half of them enter the
-memory of a detector that has one, the rest the calibration; nothing is fitted again. The model file is replaced at once
-or not at all.
+The pictures must be normal and new: those that were in the folder of the fit, or in an earlier update, are left out,
+and that is said. Half of the others enter the memory of a detector that has one, the rest the calibration; nothing is
+fitted again. The model file is replaced at once or not at all.
 """
 
 # %% ../nbs/49_cli.ipynb #8d64095c
@@ -289,6 +289,7 @@ def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.folders import amount
     from clad.report import hidden_classes, keep_examples, sort_by_look
+    from clad.training import fingerprints
 
     _check_file(words.out, "--out")
     wanted = _wanted(words)
@@ -308,6 +309,7 @@ def _fit(words: argparse.Namespace) -> None:
         say(f"fitting {name}{reason} on {len(pictures) - held:,} pictures; {held:,} set the threshold")
         begun = time.monotonic()
         detector.fit(pictures.images)
+        detector.seen_ = fingerprints(pictures.images)    # `clad update` does not count them again
         detector.fit_report_["folder"] = pictures.facts()
         if hidden_classes(detector, pictures.images[:1]) is None:
             sort_by_look(detector, pictures.images)
@@ -371,13 +373,17 @@ def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, s
 
 # %% ../nbs/49_cli.ipynb #52da687f
 def _update(words: argparse.Namespace) -> None:
-    "Take more normal pictures into a fitted detector and write it back."
+    "Take more normal pictures into a fitted detector and write it back; of several at once each waits for the others."
+    from clad.files import locked
+
     detector, out = _load(words), words.model if words.out is None else words.out
     _check_file(out, "--out")
+    target = Path(out).resolve()
     with _talk(words) as say:
         pictures = _read(words, say, like=detector)
-        detector.update(pictures.images, picked=words.picked)
-        detector.save(out)
+        with locked(target.with_name(f".{target.name}")):
+            detector = _load(words)    # again: another update may have written it meanwhile
+            detector.update(pictures.images, picked=words.picked).save(out)
     done = detector.fit_report_["updates"][-1]
     print(f"{out}: {done['images']:,} pictures, {done['remembered']:,} remembered, {done['calibrated']:,} for the "
           f"threshold, which now rests on {len(detector.calibration_scores_):,}")

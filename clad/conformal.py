@@ -91,7 +91,8 @@ class Certificate:
     units: str  # "images" or "groups"
 
     def __str__(self) -> str:
-        text = f"With {self.confidence:.0%} confidence the false-alarm rate is at most {self.rate:.1%}"
+        bound = rounded_up(100 * self.rate, 3 if self.rate >= 0.1 else 2)
+        text = f"With {100 * self.confidence:.12g}% confidence the false-alarm rate is at most {bound}%"
         more, least = "", least_certified(self.alpha, self.confidence)
         if self.units == "images" and self.rate > self.alpha:
             lower = certified_alpha(self.alpha, self.n, self.confidence)

@@ -14,6 +14,7 @@ from .base import Detector, Knob
 from .classifier import PseudoLabelClassifier
 from .dec import DEC, SelfLabels
 from .odin import ODIN, Confidence, MaxSoftmax
+from .settings import is_number
 from .training import Pixels, Stage, channel_statistics
 
 # %% ../nbs/14_detector.ipynb #b17c8cc3
@@ -84,25 +85,32 @@ class CLAD(Detector):
     def side_scores(self, X) -> dict[str, np.ndarray]:
         "The base score: softmax confidence at temperature 1 without perturbation."
         self._require_fit()
+        X = self._checked(X, self.image_shape_)
         return {"base": MaxSoftmax().fit(X, self.classifier_).score(X)}
 
     def encode(self, X) -> np.ndarray:
         "Codes z, float32 [N,d], of the encoder after DEC (or of the representation, where labels come otherwise)."
         self._require_fit()
-        return getattr(self.self_labels_, "transform", self.representation_.transform)(X)
+        encode = getattr(self.self_labels_, "transform", self.representation_.transform)
+        return encode(self._checked(X, self.image_shape_))
 
     def predict_cluster(self, X) -> np.ndarray:
         "Cluster of each image, int64 [N]; ValueError where the labels exist for the fitted images only."
         self._require_fit()
-        return self.self_labels_.predict(X)
+        return self.self_labels_.predict(self._checked(X, self.image_shape_))
 
 
 def statistics_for(images: np.ndarray, given: tuple | None) -> tuple[tuple, tuple]:
     "Mean and std per channel, as given or measured; ValueError where what is given does not fit the images."
     if given is None:
         return channel_statistics(images)
-    mean, std = given
-    if not len(mean) == len(std) == images.shape[1] or min(std) <= 0:
+    try:
+        mean, std = map(tuple, given)
+        fits = len(mean) == len(std) == images.shape[1]
+        fits = fits and all(map(is_number(-np.inf), mean)) and all(map(is_number(0), std))
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(f"statistics is {given!r}: give one mean and one positive std for each of the "
                          f"{images.shape[1]} channels.")
-    return tuple(mean), tuple(std)
+    return mean, std

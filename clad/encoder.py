@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .files import read_bundle, write_bundle
 from .floors import Member, OneMember
 from .settings import AT_LEAST_1, is_whole
-from .training import Pixels, array_digest, exact
+from .training import Pixels, array_digest, exact, fingerprints
 
 # %% ../nbs/17_encoder.ipynb #12d2fbf5
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -75,15 +75,9 @@ def make_encoder(name: str) -> tuple[nn.Module, tuple, tuple]:
     return net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
 
 # %% ../nbs/17_encoder.ipynb #61ea942f
-def _fingerprints(images: np.ndarray) -> list[bytes]:
-    "16 bytes for each image, by its pixels."
-    return [hashlib.sha256(f"{image.dtype}{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).digest()[:16]
-            for image in images]
-
-
 def by_content(images: np.ndarray, most: int) -> np.ndarray:
     "At most so many indices of images, sorted: the same images whatever the order and whatever the others are."
-    return np.sort(np.argsort(np.array(_fingerprints(images)), kind="stable")[:most])
+    return np.sort(np.argsort(np.array(list(map(bytes, fingerprints(images)))), kind="stable")[:most])
 
 
 def remembered(images: np.ndarray, compute, folder: str | Path | None, name: str) -> np.ndarray:
@@ -92,7 +86,7 @@ def remembered(images: np.ndarray, compute, folder: str | Path | None, name: str
     costs a warning and the time."""
     if folder is None:
         return compute(images)
-    prints, known = _fingerprints(images), {}
+    prints, known = list(map(bytes, fingerprints(images))), {}
     for path in sorted(Path(folder).glob(f"{name}-*.safetensors")):
         try:
             arrays = read_bundle(path)[1]

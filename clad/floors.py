@@ -245,8 +245,8 @@ class PatchResidual(Residual):
 
 # %% ../nbs/16_floors.ipynb #78103685
 def as_rows(pixels: Pixels) -> np.ndarray:
-    "Scaled rows, float32 [N,D], of rows of numbers."
-    return torch.cat([x.cpu() for x in pixels.batches(1024)]).numpy()
+    "Scaled rows, float32 [N,D], of rows of numbers; 1e18 stands for whatever is larger, so that squares are finite."
+    return torch.cat([x.cpu().clamp(-1e18, 1e18) for x in pixels.batches(1024)]).numpy()
 
 
 class RowNeighbours(GCNNeighbours):

@@ -306,7 +306,7 @@ def _name_points(ax: Axes, points: pd.DataFrame, drawn: np.ndarray) -> None:
     "Write the index of `points` (x, y) beside each, clear of what is `drawn` [N,2] and of the names before it."
     ax.figure.canvas.draw()    # places are known after that
     there = ax.transData.transform(drawn) / ax.figure.dpi * 72    # in the points of a font
-    taken = [np.array([x - 3, y - 3, x + 3, y + 3]) for x, y in there]
+    taken = [np.array([x - 4, y - 4, x + 4, y + 4]) for x, y in there]
     for name, point in points.iterrows():
         x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72
         width = 4.6 * len(name)
@@ -332,7 +332,7 @@ def plot_followed(followed: pd.DataFrame, ax: Axes) -> None:
     "Draw the columns `explained` of a table with `scenario` and `feature`: a group of bars for each scenario."
     table = followed.pivot(index="scenario", columns="feature", values="explained")
     table = 100 * table[list(dict.fromkeys(followed.feature))].loc[list(dict.fromkeys(followed.scenario))]
-    colours = ["k", "#bdbdbd", "#969696", "#636363", "#4ba3d9", "#55a868"]
+    colours = ["k", "#bdbdbd", "#969696", "#636363", "#17becf", "#bcbd22"]
     table.plot.bar(ax=ax, color=colours[: table.shape[1]], width=0.8, rot=0)
     ax.set(xlabel="", ylabel="explained by the clusters, %")
     ax.legend(frameon=False, fontsize=7, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))

@@ -30,8 +30,8 @@ def log_scale(distance: np.ndarray) -> dict[str, float]:
 
 
 def on_scale(distance: np.ndarray, scale: dict[str, float]) -> np.ndarray:
-    "How many spreads the log of a distance lies above the mean of held-out normals, float64 [N]."
-    return (np.log(np.maximum(distance, scale["least"])) - scale["mean"]) / scale["spread"]
+    "How many spreads the log of a distance (1e38 at most) lies above the mean of held-out normals, float64 [N]."
+    return (np.log(np.clip(distance, scale["least"], 1e38)) - scale["mean"]) / scale["spread"]
 
 
 def weight(area: float) -> float:

@@ -10,7 +10,6 @@ __all__ = ['SIDE', 'score_pictures', 'sort_by_look', 'hidden_classes', 'keep_exa
 import base64
 import html
 import io
-import json
 import os
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .base import Detector
 from .conformal import conformal_p_values
-from .files import write_atomically
+from .files import to_json, write_atomically
 from .reasons import Reason, Reasons, heat
 
 # %% ../nbs/44_report.ipynb #7a5e0017
@@ -457,7 +456,7 @@ def write_report(path: str | os.PathLike, detector: Detector, table: pd.DataFram
     listed, used = _why(told, SIDE * SIDE * len(sheets), thumbnail_size(images.shape[1:]))
     why = {"told": listed, "text": _about_reasons(reasons, len(told), flagged)}
     sheets += _sheets(reasons.images, np.array(used)) if used else []
-    data = json.dumps(_data(detector, table, images.shape[1:], shown, fdr, why)).replace("<", "\\u003c")
+    data = to_json(_data(detector, table, images.shape[1:], shown, fdr, why)).replace("<", "\\u003c")
     kind = "pictures" if thumbnails >= len(table) else f"pictures (thumbnails of the strangest {thumbnails:,})"
     words = {
         "title": html.escape(title or f"What {name} found"), "n": f"{len(table):,}", "style": _STYLE, "data": data,

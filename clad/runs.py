@@ -221,7 +221,10 @@ def write_record(record: Mapping[str, Any], anomaly_score: np.ndarray, path: str
 
 # %% ../nbs/30_runs.ipynb #7a0f1e01
 def write_truth(is_anomaly: np.ndarray, record: str | Path) -> Path:
-    "Keep bool [N], which test images are anomalies, for all records of a scenario; nothing is written if it is there."
+    """Keep bool [N], which test images are anomalies, for all records of a scenario.
+
+    Nothing is written if the same is there; what is there of another version of the data is replaced, and `read_truth`
+    then refuses records of that version."""
     bits, path, content = np.packbits(is_anomaly), truth_path(record), io.BytesIO()
     np.save(content, bits, allow_pickle=False)
     if not path.is_file() or path.read_bytes() != content.getvalue():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELEASED_STATISTICS', 'SETTINGS', 'Allowed', 'AT_LEAST_1', 'POSITIVE', 'EPOCHS', 'released_statistics',
-           'named_settings', 'is_whole', 'is_number', 'one_of', 'check_allowed']
+           'named_settings', 'is_whole', 'is_number', 'as_written', 'one_of', 'check_allowed']
 
 # %% ../nbs/52_settings.ipynb #68f63057
 from collections.abc import Callable, Mapping
@@ -191,6 +191,11 @@ def is_number(low: float, *, or_equal: bool = False, high: float = float("inf"))
         kind = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
         return kind and bool(np.isfinite(v)) and v < high and (v > low or (or_equal and v == low))
     return test
+
+
+def as_written(number: Any) -> Any:
+    "A number of NumPy's as the Python float that is written alike: 0.01 for `float32(0.01)`, which is a bit less."
+    return float(str(number)) if isinstance(number, np.floating) else number
 
 
 def one_of(*choices: Any) -> tuple[str, Callable[[Any], bool]]:

@@ -301,7 +301,7 @@ def test_a_full_disk_while_saving(tmp_path, model):
     code = f"""import resource, sys, os
 from clad.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-words = [["update", {str(target)!r}, {str(model.parent / "good")!r}],
+words = [["update", {str(target)!r}, {str(fill(model.parent / "more", 30))!r}],
          ["score", {str(model)!r}, {str(model.parent / "good")!r}, "--out", {str(tmp_path / "s.csv")!r},
           "--report", {str(tmp_path / "r.html")!r}],
          ["fit", {str(model.parent / "good")!r}, "--out", {str(tmp_path / "n.clad")!r}, "--detector", "SVDD",
@@ -312,7 +312,7 @@ print([main([*w, "--quiet"]) for w in words])
     assert out.endswith("[1, 1, 1]\n") and err.count("\n") == 3 and "Traceback" not in err, (out, err)
     assert "m.clad cannot be written (File too large)" in err
     assert target.read_bytes() == model.read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} <= {"m.clad", "cache", "s.csv"}
+    assert {p.name for p in tmp_path.iterdir()} <= {"m.clad", ".m.clad.lock", "cache", "s.csv"}
     assert not list((tmp_path / "cache").iterdir())
 
 

@@ -94,7 +94,8 @@ def gram_bytes(n: int, d: int) -> int:
 # %% ../../nbs/20_kernel.ipynb #cf8c529e
 def _statistics(v) -> bool:
     "Test for None or (means, stds), as many of one as of the other."
-    return v is None or (len(v) == 2 and all(isinstance(part, (tuple, list)) for part in v) and len(v[0]) == len(v[1])
+    return v is None or (isinstance(v, (tuple, list)) and len(v) == 2 and all(isinstance(p, (tuple, list)) for p in v)
+                         and len(v[0]) == len(v[1])
                          and all(map(is_number(-np.inf), v[0])) and all(map(is_number(0), v[1])))
 
 

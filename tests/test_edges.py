@@ -1,0 +1,243 @@
+"Odd but lawful: integer rows, NumPy scalars, named columns, extreme values, folders that fail, updates at once."
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock, Timeout
+from PIL import Image
+from sklearn.base import clone
+
+import clad
+import clad.cli
+import clad.training
+from clad.cli import main
+from clad.dec import GivenLabels
+from clad.floors import RowNeighbours
+from clad.report import score_pictures, write_report
+from clad.transforms import Transforms
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+RNG = np.random.default_rng(0)
+HEAPS = np.arange(240) % 2
+ROWS = (30 * HEAPS[:, None] + RNG.normal(0, 4, (240, 6))).round()
+PICTURES = (RNG.integers(0, 120, (120, 1, 16, 16)) + 8 * np.arange(16)).astype(np.uint8)
+BRIEF = {"n_clusters": 2, "representation__epochs": 1, "self_labels__epochs": 1, "self_labels__n_init": 1,
+         "classifier__epochs": 1}
+
+
+def brief(**more) -> clad.CLAD:
+    return clad.CLAD.from_settings("smoke", **{**BRIEF, **more})
+
+
+def reloaded(detector, path):
+    detector.save(path)
+    return clad.load(path)
+
+
+@pytest.fixture(scope="module")
+def on_rows() -> clad.CLAD:
+    return brief(calibration_fraction=0.5, alpha=0.2).fit(ROWS)
+
+
+# ------------------------------------------------------------------------------------------------- clusters and rows
+
+def test_whole_numbers_are_rows_for_every_method(on_rows):
+    whole = ROWS.astype(int)
+    for name in ("predict_cluster", "encode", "score_samples"):
+        assert (getattr(on_rows, name)(whole) == getattr(on_rows, name)(ROWS)).all()
+    assert (on_rows.side_scores(whole)["base"] == on_rows.side_scores(ROWS)["base"]).all()
+    p = on_rows.p_values(ROWS, by="cluster")
+    assert (on_rows.p_values(whole, by="cluster") == p).all() and (p != on_rows.p_values(ROWS)).any()
+    kept = on_rows.calibration_clusters_
+    assert on_rows.calibrate(whole) is on_rows and len(on_rows.calibration_clusters_) == len(ROWS) > len(kept)
+
+
+def test_p_values_within_clusters_need_clusters(on_rows, monkeypatch):
+    monkeypatch.setattr(type(on_rows.self_labels_), "predict", lambda *_: (_ for _ in ()).throw(ValueError("none")))
+    with pytest.raises(ValueError, match="gives these images no cluster"):
+        on_rows.p_values(ROWS, by="cluster")
+
+
+# ------------------------------------------------------------------------------------------------- files and parameters
+
+def test_columns_keep_their_names_in_a_file(tmp_path):
+    frame = pd.DataFrame(ROWS, columns=list("abcdef"))
+    again = reloaded(clad.CLADPlus().fit(frame), tmp_path / "m.clad")
+    assert (again.score_samples(frame) == clad.CLADPlus().fit(frame).score_samples(frame)).all()
+    with pytest.raises(ValueError, match="feature names"):
+        again.score_samples(frame[list("fedcba")])
+    again = reloaded(clad.CLADPlus().fit(ROWS), tmp_path / "m.clad")
+    assert not hasattr(again, "feature_names_in_")
+
+
+def test_given_labels_are_saved_and_cloned(tmp_path):
+    detector = clad.CLAD.from_settings("smoke", self_labels=GivenLabels(HEAPS), representation__epochs=1,
+                                       classifier__epochs=1, calibration_fraction=0)
+    assert clone(detector).n_clusters is None
+    detector.fit(ROWS)
+    assert (reloaded(detector, tmp_path / "m.clad").score_samples(ROWS) == detector.score_samples(ROWS)).all()
+
+
+def test_a_refused_calibration_changes_nothing():
+    detector = clad.OCSVM(alpha=0.2, calibration_fraction=0.3).fit(ROWS)
+    detector.update(ROWS + RNG.normal(0, 30, ROWS.shape), picked=True)
+    assert detector.fit_report_["picked"]
+    with pytest.raises(ValueError, match="groups has shape"):
+        detector.calibrate(ROWS, groups=[1, 2])
+    with pytest.raises(ValueError, match="picked by a person"):
+        detector.certificate()
+
+
+NUMPY = {"nu": lambda: clad.OCSVM(nu=np.float32(0.3)), "C": lambda: clad.SVDD(C=np.float32(0.3)),
+         "statistics": lambda: clad.OCSVM(statistics=((np.float32(0.3),), (np.float32(0.2),))),
+         "budget": lambda: clad.CLADPlus(budget=np.int64(1000)),
+         "batch_size": lambda: clad.CLADPlus(transforms=Transforms(batch_size=np.int64(16)), budget=1000),
+         "iterations": lambda: clad.OCCNN.from_settings("smoke", iterations=np.int64(2), representation__epochs=1)}
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_parameters_may_be_numbers_of_numpy(tmp_path, name):
+    folder = {"cache_dir": tmp_path / "stages"} if name in ("budget", "batch_size", "iterations") else {}
+    detector = NUMPY[name]().set_params(calibration_fraction=0.3, **folder).fit(PICTURES)
+    detector.update(PICTURES[:, :, ::-1], picked=np.bool_(True))
+    assert (reloaded(detector, tmp_path / "m.clad").score_samples(PICTURES) == detector.score_samples(PICTURES)).all()
+
+
+def test_epochs_may_be_numbers_of_numpy():
+    clad.Autoencoder(4, epochs=np.int64(2)).fit(PICTURES)
+
+
+def test_a_rate_of_float32_is_the_same_after_a_file(tmp_path):
+    detector = clad.OCSVM(alpha=np.float32(0.01), calibration_fraction=0.33).fit(RNG.normal(size=(300, 3)))
+    assert len(detector.calibration_scores_) == 99
+    assert reloaded(detector, tmp_path / "m.clad").offset_ == detector.offset_
+
+
+def test_a_page_at_a_rate_of_float32(tmp_path):
+    detector = clad.OCSVM(calibration_fraction=0.5).fit(PICTURES)
+    table = score_pictures(detector, PICTURES, [f"{i}.png" for i in range(len(PICTURES))])
+    assert write_report(tmp_path / "page.html", detector, table, PICTURES, fdr=np.float32(0.1)).stat().st_size
+
+
+def test_none_for_a_stage_is_the_default_one():
+    detector = clad.CLADPlus(neighbours=RowNeighbours(k=1)).set_params(neighbours=None)
+    assert detector.neighbours.k == RowNeighbours().k and len(detector.fit(ROWS).members_) == 2
+    assert clone(clad.CLAD(hidden_dim=7).set_params(representation=None)).hidden_dim == clad.CLAD().hidden_dim
+
+
+WRONG = {"statistics is 3": lambda: clad.CLAD(statistics=3).fit(ROWS),
+         r"statistics is \[\['a'\], \['b'\]\]": lambda: clad.CLAD(statistics=[["a"], ["b"]]).fit(PICTURES),
+         "statistics is 3:": lambda: clad.OCSVM(statistics=3).fit(PICTURES),
+         r"device \[1\]": lambda: clad.OCSVM(device=[1]).fit(ROWS),
+         "cache_dir is 5": lambda: clad.CLADPlus(cache_dir=5).fit(ROWS),
+         "random_state is 100000000000000000000000": lambda: clad.OCSVM(random_state=10**23).fit(ROWS)}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_parameter_of_a_wrong_type_is_named(words):
+    with pytest.raises(ValueError, match=words):
+        WRONG[words]()
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path, capsys):
+    clad.OCSVM().fit(PICTURES).save(tmp_path / "m.clad")
+    assert main(["score", str(tmp_path / "m.clad"), str(tmp_path), "--out", str(tmp_path / "s.csv"),
+                 "--device", "cuda:9"]) == 1
+    assert capsys.readouterr().err.startswith("clad: device 'cuda:9' is not available here")
+
+
+# ------------------------------------------------------------------------------------------------- extreme numbers
+
+@pytest.mark.parametrize("far", [1e25, 3e38])
+def test_one_extreme_row_is_flagged_and_stops_nothing(far):
+    detector, rows = clad.CLADPlus(alpha=0.1, calibration_fraction=0.4).fit(ROWS), ROWS[:3]
+    found = detector.score_samples(np.vstack([rows, np.full(6, far)]))
+    assert (found[:3] == detector.score_samples(rows)).all() and np.isfinite(found[3])
+    assert detector.predict(np.full((1, 6), -far)).tolist() == [-1]
+
+
+def test_a_column_that_never_changes_may_lie_anywhere():
+    for value in (2e6, 1e20):
+        at_zero, far = (clad.CLADPlus().fit(np.c_[ROWS, np.full(len(ROWS), v)]) for v in (0, value))
+        found = far.score_samples(np.c_[ROWS, np.full(len(ROWS), value)])
+        assert np.abs(found - at_zero.score_samples(np.c_[ROWS, np.zeros(len(ROWS))])).max() < 1e-3
+    with pytest.raises(ValueError, match="column 1 lies around 1e"):
+        clad.CLADPlus().fit(np.c_[ROWS[:, 0], 1e12 + 1e3 * ROWS[:, 1], np.full(len(ROWS), 1e20)])
+
+
+# ------------------------------------------------------------------------------------------------- folders that fail
+
+def kept(folder):
+    return clad.OCNN.from_settings("smoke", rounds=5, representation__epochs=1, cache_dir=folder)
+
+
+@pytest.mark.parametrize("fault", ["a file", "no way in", "no way to delete"])
+def test_a_folder_for_stages_that_fails_costs_the_time(tmp_path, monkeypatch, fault):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    expected, folder = kept(None).fit(PICTURES).score_samples(PICTURES), tmp_path / "stages"
+    if fault == "a file":
+        folder.write_text("no folder")
+    elif fault == "no way in":
+        monkeypatch.setattr(clad.training.Path, "exists", denied)
+    else:
+        monkeypatch.setattr(clad.training.Path, "unlink", denied)
+    with pytest.warns(UserWarning, match="not kept|Permission denied"):
+        assert (kept(folder).fit(PICTURES).score_samples(PICTURES) == expected).all()
+
+
+# ------------------------------------------------------------------------------------------------- updates
+
+def save_all(folder, images):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[0]).save(folder / f"{i:03}.png")
+    return str(folder)
+
+
+def test_a_picture_counts_once(tmp_path, capsys):
+    "Neither those of the fit nor those of an earlier update calibrate again; new ones beside them do."
+    good, more = save_all(tmp_path / "good", PICTURES), save_all(tmp_path / "more", PICTURES[:30, :, ::-1])
+    both = save_all(tmp_path / "both", np.r_[PICTURES[:25, :, ::-1], PICTURES[:25, :, :, ::-1]])
+    file = tmp_path / "m.clad"
+    assert main(["fit", good, "--out", str(file), "--detector", "OCSVM", "--quiet"]) == 0
+    n = len(clad.load(file).calibration_scores_)
+    for folder, code, words in ((good, 1, "all 120 images were taken in before"), (more, 0, ""),
+                                (more, 1, "all 30 images were taken in before"),
+                                (both, 0, "25 of 50 images were taken in before")):
+        assert main(["update", str(file), folder]) == code and words in capsys.readouterr().err
+    assert len(clad.load(file).calibration_scores_) == n + 55
+
+
+def test_what_is_only_remembered_may_come_again_and_rows_may_be_alike():
+    detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
+    bank = len(detector.member_.bank_)
+    for _ in range(2):
+        detector.update(PICTURES[:2, :, ::-1], picked=True)
+    assert len(detector.member_.bank_) == bank + 4
+    with pytest.raises(ValueError, match="all 2 images"):
+        detector.update(PICTURES[:2, :, ::-1])
+    rows = clad.OCSVM(calibration_fraction=0.3).fit(ROWS)
+    assert len(rows.update(ROWS[:9]).update(ROWS[:9]).calibration_scores_) == 72 + 18
+
+
+def test_two_updates_at_once_both_count(tmp_path, monkeypatch):
+    "A second command that begins and ends while the first reads its pictures; the file is locked while it changes."
+    file, first = tmp_path / "m.clad", save_all(tmp_path / "first", PICTURES[:20, :, ::-1])
+    clad.OCSVM(calibration_fraction=0.3).fit(PICTURES).save(file)
+    second, read, update = save_all(tmp_path / "second", PICTURES[20:50, :, ::-1]), clad.cli._read, clad.OCSVM.update
+
+    def slow(words, *more, **how):
+        if words.folder == first:
+            assert main(["update", str(file), second, "--quiet"]) == 0
+        return read(words, *more, **how)
+
+    def watched(*arguments, **how):
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / ".m.clad.lock").acquire(timeout=0)
+        return update(*arguments, **how)
+
+    monkeypatch.setattr(clad.cli, "_read", slow)
+    monkeypatch.setattr(clad.OCSVM, "update", watched)
+    assert main(["update", str(file), first, "--quiet"]) == 0
+    assert len(clad.load(file).calibration_scores_) == 36 + 50
