@@ -257,15 +257,17 @@ class Decisions:
         near-duplicates alike, other groups than before. With a memory, half of the images (groups), drawn by lot, are
         remembered, one alone is; the rest calibrate. picked=True: a person chose them because of their scores ("this
         false alarm is fine"): all are remembered, or, without a memory, those that are flagged calibrate. Images that
-        an earlier update has taken in (or `clad fit`; not rows of numbers, which may well be alike) count no second
-        time: a warning says how many, ValueError where there are no others. Returns self; `fit_report_["updates"]` says
+        an earlier update has taken in (or `clad fit`; not rows of numbers, which may well be alike), or that come
+        twice, count once: a warning says how many, ValueError where there are no others (picked ones with a memory are
+        remembered again, without a word). Returns self; `fit_report_["updates"]` says
         what was done.
         """
         self._check_alpha()
         scores = self.score_samples(X)
         images, names = self._checked(X, self.image_shape_), _numbered(groups, len(scores))
         prints = None if images.ndim == 2 else fingerprints(images)
-        new = np.ones(len(images), bool) if prints is None or picked and self._has_memory() else self._unseen(prints)
+        again = prints is None or picked and self._has_memory()    # what may come again
+        new = np.ones(len(images), bool) if again else self._unseen(prints)
         if not new.all():
             images, scores, prints, names = images[new], scores[new], prints[new], _numbered(names[new], new.sum())
         keep, count = self._shares(scores, names, picked)
@@ -282,14 +284,14 @@ class Decisions:
         return self
 
     def _unseen(self, prints: np.ndarray) -> np.ndarray:
-        "Mask of the images that were not taken in before; warns of others, ValueError where all were."
+        "Mask of the images not taken in before, of equal ones the first; warns of others, ValueError where none is."
         known = {bytes(p) for p in getattr(self, "seen_", ())}
-        new = np.array([bytes(p) not in known for p in prints])
+        new = np.array([not (bytes(p) in known or known.add(bytes(p))) for p in prints])
         if not new.any():
             raise ValueError(f"all {len(new)} images were taken in before, by an update or the fit: give new ones.")
         if not new.all():
             warnings.warn(f"{type(self).__name__}: {(~new).sum()} of {len(new)} images were taken in before, by an "
-                          "update or the fit, and are left out.", UserWarning, stacklevel=3)
+                          "update or the fit, or are twice among these, and are left out.", UserWarning, stacklevel=3)
         return new
 
     def _shares(self, scores: np.ndarray, names: np.ndarray, picked: bool) -> tuple[np.ndarray, np.ndarray]:

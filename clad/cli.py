@@ -94,7 +94,8 @@ def _own_folders(commands: Any) -> None:
                               formatter_class=_AS_WRITTEN)
     fit.add_argument("folder", help="normal pictures; sub-folders are read too, their names mean nothing")
     fit.add_argument("--out", required=True, metavar="MODEL", help="file for the fitted detector, as model.clad")
-    fit.add_argument("--detector", metavar="NAME", help="CLAD, DeepSVDD, ... (default: the best that is here)")
+    fit.add_argument("--detector", metavar="NAME",
+                     help="CLAD, DeepSVDD, ... (default: the best that is here; CLAD with --settings)")
     fit.add_argument("--settings", metavar="NAME", help="a named setting (`clad list`) in place of the defaults")
     fit.add_argument("--n_clusters", "--n-clusters", type=_count, metavar="K",
                      help="how many hidden classes to look for, or auto: as many as the pictures suggest")
@@ -139,8 +140,8 @@ _FIT = """examples:
   clad fit good/ --out model.clad --detector CLAD --set hidden_dim=20 --set classifier__epochs=5
 
 Only normal pictures belong into the folder; nobody has to say how many kinds of them there are. A tenth of the pictures
-(more, where there are few) is not learnt from: it sets the threshold, so that at most a share alpha of new normal
-pictures is flagged. Pictures get one size: the medians of the folder, at most 64 pixels long, or what --size says.
+(more, where there are few) is not learnt from: it sets the threshold, so that on average at most a share alpha of new
+normal pictures is flagged. Pictures get one size: the medians of the folder, at most 64 pixels long, or that of --size.
 Broken files are named and left out. What a large folder takes is said first; it is streamed from disk. The model file
 keeps up to 200 of the pictures that were not learnt from, to explain others by.
 """

@@ -167,8 +167,9 @@ _METHODS: Mapping[str, Callable[..., dict]] = {"CLAD": _clad, "OCSVM": _kernel, 
 def named_settings(method: str, name: str, dataset: str | None = None, scenario: str | None = None) -> dict[str, Any]:
     """Constructor parameters of a method under a named setting; `stage__name` is a parameter of a stage.
 
-    Raises ValueError where the method has no named settings, for an unknown name (it lists them), and where the
-    released code has no row for the scenario.
+    Raises ValueError where the method has no named settings, for an unknown name (it lists them), for `paper` and
+    `released` of a method of this project's own, and where CLAD's released code has no row for a scenario of GTSRB or
+    Tiny-ImageNet (elsewhere a scenario without a row takes that of CUR or THG).
     """
     if method not in _METHODS:
         raise ValueError(f"{method} has no named settings: choose from {', '.join(_METHODS)}, or name the parameters.")

@@ -216,7 +216,7 @@ class Checkpoint:
     elapsed: float = 0.0  # seconds that earlier, interrupted runs of this stage have spent
 
     def load(self) -> dict | None:
-        "The saved state, with the random generators set back to it; None if there is none (or nothing readable)."
+        "The saved state, with torch's random generators set back to it; None if there is none (or nothing readable)."
         try:
             if self.path is None or not self.path.exists():
                 return None
@@ -231,7 +231,7 @@ class Checkpoint:
         return state
 
     def save(self, state: dict) -> None:
-        "Write the state and the random generators, atomically."
+        "Write the state and torch's random generators, atomically."
         if self.path is None:
             return
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -322,7 +322,9 @@ def train(name: str, loop: Loop, loss: Callable[[np.ndarray], torch.Tensor], mod
         for epoch in range(first, loop.epochs):
             if before_epoch and before_epoch(epoch):
                 break
-            batches = loop.order(n)[: loop.steps(n) - epoch * loop._batches(n)]
+            batches = loop.order(n)[: max(loop.steps(n) - epoch * loop._batches(n), 0)]
+            if not batches:    # most_steps is reached
+                break
             history.append(_epoch(name, loop, loss, batches, optimizer, scheduler, device, bar))
             if time.monotonic() - written > checkpoint.every:
                 checkpoint.save({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),

@@ -209,6 +209,14 @@ def test_a_picture_counts_once(tmp_path, capsys):
     assert len(clad.load(file).calibration_scores_) == n + 55
 
 
+def test_equal_pictures_of_one_update_count_once():
+    detector = clad.OCSVM(calibration_fraction=0.3).fit(PICTURES)
+    n, mirrored = len(detector.calibration_scores_), PICTURES[:10, :, ::-1]
+    with pytest.warns(UserWarning, match="10 of 20 images"):
+        detector.update(np.concatenate([mirrored, mirrored]))
+    assert len(detector.calibration_scores_) == n + 10
+
+
 def test_what_is_only_remembered_may_come_again_and_rows_may_be_alike():
     detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
     bank = len(detector.member_.bank_)
