@@ -65,7 +65,8 @@ class Evidence:
     areas: [(dataset, scenario), method]. apart: p-values by (dataset, scenario, other method), of CLAD against the
     other; empty: the sign of the difference decides, as in a table without errors. points: panel, scenario,
     n_clusters, hidden_dim, auroc. line: the level of DeepSVDD. spread: of CLAD over seeds, in points. classes: class,
-    is_anomaly, auroc, runs (how many) on MIX. nmi: by dataset. labels: rows of chapter 15.
+    is_anomaly, auroc, runs (how many) on MIX. nmi: by dataset, where all its scenarios
+    were run. labels: rows of chapter 15.
     """
     areas: pd.DataFrame
     points: pd.DataFrame
@@ -97,7 +98,9 @@ def gather(records: pd.DataFrame, results: str | Path, settings: str = "short",
     plain = current(records[(records.overrides == "{}") & (records.settings == settings)])
     clad = plain[plain.method == "CLAD"]
     several = clad[[len(SCENARIOS[d][s].normal) > 1 for d, s in zip(clad.dataset, clad.scenario)]]
-    nmi = several.groupby("dataset")["clusters.nmi"].mean().to_dict() if "clusters.nmi" in several else {}
+    nmi = {name: own["clusters.nmi"].mean() for name, own in (several.groupby("dataset") if len(several) else ())
+           if "clusters.nmi" in own
+           and own.scenario.nunique() == sum(len(s.normal) > 1 for s in SCENARIOS[name].values())}
     return Evidence(areas.reindex(index=places, columns=list(METHODS)), points[points.seeds > 0],
                     deepsvdd_mean(records, settings), seed_spread(clad[clad.dataset == "mnist"]), apart,
                     _mix_classes(clad, results), nmi, _nothing() if labels is None else labels)
