@@ -361,7 +361,7 @@ def plot_stages(rows: pd.DataFrame, axes: np.ndarray, counts: Sequence[int] = (3
             ax.axhline(50, color="k", ls=":", lw=0.8)
             ax.set_xticks(range(5), _KINDS.values(), fontsize=6)
             ax.tick_params(axis="y", labelsize=7)
-            ax.set(ylim=(35, 101))
+            ax.set(ylim=(22, 101))
         line[0].set_ylabel(f"{_SHOWN[score]}\nAUROC in %", fontsize=8)
     for ax, scenario in zip(axes[0], ("CUR", "STR", "MIX")):
         seeds = rows[(rows.dataset == dataset) & (rows.scenario == scenario)].seed.nunique()
