@@ -590,7 +590,7 @@ SCOPE = """**In:** every cell of Tables 1 to 4 and every point of Figure 3 with 
 K, temperature, step or seed; no value is folded at 50.
 
 **Out, and why:** `paper` and `released` everywhere (a run of CLAD takes about an hour and a half on this machine for
-MNIST, and on THG, with the authors' autoencoder for colour images, some nine hours); the
+MNIST, and far longer on THG with the authors' autoencoder for colour images); the
 backbone of OC-CNN (ImageNet weights cannot be fetched here, an autoencoder stands in for it); the choice of
 hyper-parameters for each scenario, as far as it was made on test data; results with a pretrained encoder, which belong
 in a column of their own."""
