@@ -6,6 +6,7 @@
 __all__ = ['FORMAT', 'Knob', 'find_class', 'Decisions', 'Detector', 'load']
 
 # %% ../nbs/55_base.ipynb #346382e7
+import copy
 import importlib
 import os
 import sys
@@ -74,6 +75,8 @@ def _named(value: Any) -> Any:
                 "parameters": {k: _named(v) for k, v in value.get_params(deep=False).items()}}
     if isinstance(value, (tuple, list)):
         return [_named(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _named(v) for k, v in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -91,9 +94,11 @@ def find_class(module: str, name: str, kind: type) -> type:
 
 def _parameter(value: Any) -> Any:
     "The inverse of `_named`."
-    if isinstance(value, dict):
+    if isinstance(value, dict) and set(value) == {"stage", "module", "parameters"}:
         kind = find_class(value["module"], value["stage"], Stage)
         return kind(**{k: _parameter(v) for k, v in value["parameters"].items()})
+    if isinstance(value, dict):
+        return {k: _parameter(v) for k, v in value.items()}
     return tuple(_parameter(v) for v in value) if isinstance(value, list) else value
 
 # %% ../nbs/55_base.ipynb #00a1fba5
@@ -110,7 +115,7 @@ def _seed(random_state: Any) -> int | None:
 def _folder(cache_dir: Any) -> Any:
     "The folder for results of stages, or None; ValueError names the parameter."
     if cache_dir is None or isinstance(cache_dir, (str, os.PathLike)):
-        return cache_dir
+        return cache_dir if cache_dir is None else Path(cache_dir).expanduser()
     raise ValueError(f"cache_dir is {cache_dir!r}: it must be None or the path of a folder.")
 
 # %% ../nbs/55_base.ipynb #d6033fb0
@@ -125,14 +130,20 @@ class Decisions:
             raise ValueError(f"alpha is {self.alpha!r}: the tolerated false-alarm rate must lie in (0, 1).")
 
     def calibrate(self, X, groups=None) -> "Decisions":
-        """Set the threshold from normal images that the fit has not seen; groups: [N], near-duplicates alike.
+        """Set the threshold from normal images that the fit has not seen; groups: [N], near-duplicates alike (without
+        them equal pictures are a group).
 
         Warns where there are too few of them for the false-alarm rate `alpha`. Returns self.
         """
         self._check_alpha()
         scores = self.score_samples(X)
+        images = self._checked(X, self.image_shape_)
+        prints = fingerprints(images) if images.ndim == 4 else None
+        groups = _equal(prints) if groups is None else groups
         clusters, names = self._clusters(X), _numbered(groups, len(scores))
         self.fit_report_.pop("picked", None)    # only now: what could be refused has not been
+        if images.ndim == 4:
+            self.seen_ = np.unique(np.concatenate([getattr(self, "seen_", prints[:0]), prints]), axis=0)
         return self._calibrated(scores, clusters, names)
 
     def _calibrated(self, scores: np.ndarray, clusters: np.ndarray | None, names: np.ndarray) -> "Decisions":
@@ -161,8 +172,8 @@ class Decisions:
             return ""
         found = f"{count} groups of calibration images" if count < n else f"{n} calibration images"
         return (f"{found} cannot promise a false-alarm rate of {alpha:g}: at least {least_groups(alpha)} are "
-                f"needed; hold out more (calibration_fraction), call calibrate(X) with more, or raise alpha to "
-                f"{rounded_up(1 / (count + 1))}.")
+                f"needed; hold out more of the fit (calibration_fraction), take in more (update, calibrate), or raise "
+                f"alpha to {rounded_up(1 / (count + 1))}.")
 
     def _require_calibration(self) -> None:
         self._check_alpha()
@@ -236,7 +247,7 @@ class Decisions:
         """
         if not is_number(0, high=1)(fdr):
             raise ValueError(f"fdr is {fdr!r}: the tolerated share of false alarms among the picked must be in (0, 1).")
-        return false_discovery_control(self.p_values(X, by)) <= fdr
+        return false_discovery_control(self.p_values(X, by)) <= fdr + 1e-9
 
     def certificate(self, confidence: float = 0.95) -> Certificate:
         """What holds for this threshold: "With 95 % confidence the false-alarm rate is at most ..." (`str`, `rate`).
@@ -257,10 +268,10 @@ class Decisions:
         near-duplicates alike, other groups than before. With a memory, half of the images (groups), drawn by lot, are
         remembered, one alone is; the rest calibrate. picked=True: a person chose them because of their scores ("this
         false alarm is fine"): all are remembered, or, without a memory, those that are flagged calibrate. Images that
-        an earlier update has taken in (or `clad fit`; not rows of numbers, which may well be alike), or that come
+        the fit, a calibration or an update has seen (not rows of numbers, which may well be alike), or that come
         twice, count once: a warning says how many, ValueError where there are no others (picked ones with a memory are
-        remembered again, without a word). Returns self; `fit_report_["updates"]` says
-        what was done.
+        remembered again, without a word). Returns self; `fit_report_["updates"]` says what was done. What fails changes
+        nothing.
         """
         self._check_alpha()
         scores = self.score_samples(X)
@@ -270,6 +281,19 @@ class Decisions:
         new = np.ones(len(images), bool) if again else self._unseen(prints)
         if not new.all():
             images, scores, prints, names = images[new], scores[new], prints[new], _numbered(names[new], new.sum())
+        before = {k: copy.copy(v) if isinstance(v, Stage) else copy.deepcopy(v) if k == "fit_report_" else v
+                  for k, v in vars(self).items()}
+        try:
+            self._take_in(images, scores, names, prints, picked)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        return self
+
+    def _take_in(self, images: np.ndarray, scores: np.ndarray, names: np.ndarray, prints: np.ndarray | None,
+                 picked: bool) -> None:
+        "The part of an update that changes something."
         keep, count = self._shares(scores, names, picked)
         if keep.any():
             self._remember(images[keep])
@@ -281,7 +305,6 @@ class Decisions:
             self.seen_ = np.concatenate([getattr(self, "seen_", prints[:0]), prints[keep | count]])
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
-        return self
 
     def _unseen(self, prints: np.ndarray) -> np.ndarray:
         "Mask of the images not taken in before, of equal ones the first; warns of others, ValueError where none is."
@@ -324,7 +347,17 @@ def _column(values: Any, n: int) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (n,):
         raise ValueError(f"groups has shape {values.shape} for {n} images: one group number an image.")
+    if values.dtype == object and len({type(value) for value in values}) > 1:
+        raise ValueError("groups has names of several types, such as text and None: give names of a single type.")
     return values
+
+
+def _equal(prints: np.ndarray | None) -> np.ndarray | None:
+    "Numbers that equal pictures share, by their digests, int [N]; None where all differ, and for rows of numbers."
+    if prints is None:
+        return None
+    different, place = np.unique(prints, axis=0, return_inverse=True)
+    return None if len(different) == len(prints) else place.ravel()
 
 # %% ../nbs/55_base.ipynb #ea455c27
 class Detector(Decisions, OutlierMixin, BaseEstimator):
@@ -336,7 +369,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
     After fit: image_shape_; held_out_, bool [N], the images that set the threshold; fit_report_, what happened;
     calibration_scores_, calibration_groups_ and, where new images get a cluster, calibration_clusters_; n_features_in_
-    where rows were fitted. seen_, uint8 [n,16], digests of what updates have taken in (and `clad fit`).
+    where rows were fitted. seen_, uint8 [n,16], digests of the pictures of the fit, of calibrations and of updates.
     examples_, normal images to show beside others, where somebody has put some (chapter 44).
     """
 
@@ -356,14 +389,22 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
     def fit(self, X, y=None, groups=None) -> "Detector":
         """Learn what normal looks like. X: normal images only; y is ignored; groups: [N], near-duplicates alike.
 
+        Without groups equal pictures are a group: all are learnt from or all held out, and a warning says how many.
         Raises ValueError, naming the offender, for images that `check_images` refuses and for parameters.
         """
         self._check_alpha()
-        before = dict(vars(self))
+        before, given = dict(vars(self)), groups
         try:
             self._forget()
             images = self._checked(X)
-            groups = None if groups is None else _numbered(groups, len(images))
+            prints = fingerprints(images) if images.ndim == 4 else None    # rows may well be alike
+            groups = _equal(prints) if groups is None else _numbered(groups, len(images))
+            if groups is not None and (twins := len(images) - len(np.unique(groups))) and given is None:
+                warnings.warn(f"{type(self).__name__}: {twins} of {len(images)} pictures are copies of others; equal "
+                              "ones are learnt from or held out together, and set the threshold as one.",
+                              UserWarning, stacklevel=2)
+            if prints is not None:
+                self.seen_ = prints    # an update does not count them again
             self._learn(images, groups)
         except BaseException:
             vars(self).clear()
@@ -433,6 +474,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         self._require_fit()
         images = self._checked(X, self.image_shape_)
         scores = np.asarray(self._score(images), dtype=np.float64)
+        if scores.shape != (len(images),):
+            raise ValueError(f"{type(self).__name__} gives scores of shape {scores.shape} for {len(images)} images.")
         if not np.isfinite(scores).all():
             bad = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise ValueError(f"the score of X[{bad}] is {scores[bad]}: fit again with other parameters.")

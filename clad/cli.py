@@ -98,7 +98,8 @@ def _own_folders(commands: Any) -> None:
                      help="CLAD, DeepSVDD, ... (default: the best that is here; CLAD with --settings)")
     fit.add_argument("--settings", metavar="NAME", help="a named setting (`clad list`) in place of the defaults")
     fit.add_argument("--n_clusters", "--n-clusters", type=_count, metavar="K",
-                     help="how many hidden classes to look for, or auto: as many as the pictures suggest")
+                     help="how many hidden classes to look for, or auto: as many as the pictures suggest (--detector "
+                          "CLAD)")
     fit.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, in place of the rule")
     fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter of the detector")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same model (default: 0)")
@@ -234,6 +235,17 @@ def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     return flags
 
 # %% ../nbs/49_cli.ipynb #4d33de29
+def _check_number(n: int, held: int, alpha: float) -> None:
+    "ValueError, before anything is fitted, where the pictures that are held out can set no threshold."
+    from clad.conformal import least_groups, rounded_up
+
+    more = ", hold out more of them (--set calibration_fraction=0.5)" if held < n // 2 else ""
+    if held < (least := least_groups(alpha)):
+        raise ValueError(f"{n} pictures are too few for a false-alarm rate of {alpha:g}: {least} must set the "
+                         f"threshold and {held} can; give {2 * least} or more{more}, or ask for --alpha "
+                         f"{rounded_up(1 / (held + 1))}")
+
+
 def held_share(n: int, alpha: float) -> float:
     "Share of n pictures to hold out: a tenth, or as many as a rate `alpha` needs, but at most half."
     from clad.conformal import least_groups
@@ -246,7 +258,8 @@ def _talk(words: argparse.Namespace) -> Iterator[Any]:
     "A function that says a line on the error stream unless --quiet; warnings are said by it for the length of a block."
     def say(text: object) -> None:
         if not words.quiet:
-            print(f"clad: {' '.join(str(text).split())}", file=sys.stderr, flush=True)
+            plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
+            print(f"clad: {plain}", file=sys.stderr, flush=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -276,9 +289,12 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
 
 
 def _check_file(path: str, flag: str) -> None:
-    "OSError, before anything is computed, where a file cannot be written."
+    "OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture."
     from clad.files import check_folder
+    from clad.images import SUFFIXES
 
+    if Path(path).suffix.lower() in SUFFIXES:
+        raise ValueError(f"{path} has the name of a picture ({flag}): give the file another ending")
     if Path(path).is_dir() or not Path(path).name:
         raise OSError(f"{path or 'the empty name'} is no name for a file ({flag})")
     if Path(path).exists() and not os.access(path, os.W_OK):
@@ -290,7 +306,6 @@ def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.folders import amount
     from clad.report import hidden_classes, keep_examples, sort_by_look
-    from clad.training import fingerprints
 
     _check_file(words.out, "--out")
     wanted = _wanted(words)
@@ -306,11 +321,13 @@ def _fit(words: argparse.Namespace) -> None:
         if "calibration_fraction" not in wanted:
             detector.set_params(calibration_fraction=held_share(len(pictures), detector.alpha))
         held = round(detector.calibration_fraction * len(pictures))
+        _check_number(len(pictures), held, detector.alpha)
         reason = "" if words.detector or words.settings else f" ({why})"
-        say(f"fitting {name}{reason} on {len(pictures) - held:,} pictures; {held:,} set the threshold")
+        long = "; some minutes (--set budget=20000: sooner, and less sure)" if "budget" in detector.get_params() else ""
+        say(f"fitting {name}{reason} on {len(pictures) - held:,} pictures; {held:,} set the threshold"
+            + long * ("budget" not in wanted))
         begun = time.monotonic()
         detector.fit(pictures.images)
-        detector.seen_ = fingerprints(pictures.images)    # `clad update` does not count them again
         detector.fit_report_["folder"] = pictures.facts()
         if hidden_classes(detector, pictures.images[:1]) is None:
             sort_by_look(detector, pictures.images)
@@ -351,6 +368,8 @@ def _score(words: argparse.Namespace) -> None:
         table = score_pictures(detector, pictures.images, pictures.files, words.fdr, _bars(words))
         write_scores(words.out, table, pictures.skipped)
         page = None if words.report is None else _page(words, detector, table, pictures, say)
+        if table.flagged.mean() > 0.5:
+            say("more than half of the pictures are flagged: are they of the kind that the model was fitted on?")
     rule = f"fdr {words.fdr:g}" if words.fdr else f"alpha {detector.alpha:g}"
     print(f"{words.out}: {table.flagged.sum():,} of {len(table):,} pictures flagged at {rule}")
     if page is not None:

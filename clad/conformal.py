@@ -21,6 +21,14 @@ def least_groups(alpha: float) -> int:
     return math.ceil(1 / alpha - 1 - 1e-9)
 
 
+def _numbers(scores: np.ndarray) -> np.ndarray:
+    "Scores as float64 [n]; ValueError where one is NaN, which no threshold can judge."
+    scores = np.asarray(scores, dtype=np.float64)
+    if np.isnan(scores).any():
+        raise ValueError(f"score {int(np.isnan(scores).argmax())} of {len(scores)} is NaN")
+    return scores
+
+
 def conformal_offset(scores: np.ndarray, alpha: float, groups: np.ndarray | None = None) -> float:
     """Threshold below which at most a share `alpha` of new normal images falls (split conformal, by group).
 
@@ -28,7 +36,7 @@ def conformal_offset(scores: np.ndarray, alpha: float, groups: np.ndarray | None
     independent, or None. Returns the largest score t for which the weights of scores below t, and of the new group,
     sum to at most alpha; -inf when there are fewer than `least_groups(alpha)` groups.
     """
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = _numbers(scores)
     groups = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(groups)
     weights = 1 / (sizes[groups] * (len(sizes) + 1))
@@ -45,12 +53,14 @@ def conformal_p_values(calibration: np.ndarray, scores: np.ndarray, groups: np.n
     calibration: float [n], scores of held-out normal images, higher = more normal; groups: int [n], equal for images
     that are not independent, or None; scores: float [M], of new images. For a normal one P(p <= a) <= a for every a.
     """
-    calibration = np.asarray(calibration, dtype=np.float64)
+    calibration, scores = _numbers(calibration), _numbers(scores)
     groups = np.arange(len(calibration)) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes, order = np.bincount(groups), np.argsort(calibration, kind="stable")
     counted = np.concatenate([[0.0], np.cumsum(1 / sizes[groups[order]])])
-    place = np.searchsorted(calibration[order], np.asarray(scores, dtype=np.float64), side="right")
-    return np.minimum((1 + counted[place]) / (len(sizes) + 1), 1.0)
+    place = np.searchsorted(calibration[order], scores, side="right")
+    p = np.minimum((1 + counted[place]) / (len(sizes) + 1), 1.0)
+    # a sum of the weights of groups ends a rounding error above or below alpha, which `conformal_offset` allows for
+    return p if len(sizes) == len(calibration) else p.round(12)
 
 # %% ../nbs/54_conformal.ipynb #c8073d19
 def scarce_clusters(clusters: np.ndarray, groups: np.ndarray, least: int) -> np.ndarray:
@@ -97,7 +107,8 @@ class Certificate:
         if self.units == "images" and self.rate > self.alpha:
             lower = certified_alpha(self.alpha, self.n, self.confidence)
             more = f"; to certify {100 * self.alpha:g}% " + (
-                f"set alpha to {rounded_up(lower, 6)}" if lower else f"takes {least} of them")
+                f"set alpha to {rounded_up(lower, 6)}" if lower else f"takes {least} of them and "
+                f"alpha = {rounded_up(certified_alpha(self.alpha, least, self.confidence), 6)}")
         return f"{text} ({self.n} calibration {self.units} at alpha = {self.alpha:g}{more})."
 
 

@@ -140,7 +140,7 @@ class EncoderNeighbours(Member):
     def _start(self, device: torch.device) -> None:
         found = make_encoder(self.encoder) if isinstance(self.encoder, str) else (self.encoder, (0.0,) * 3, (1.0,) * 3)
         self.net_, mean, std = found
-        self.net_ = self.net_.eval().to(device) if isinstance(self.net_, nn.Module) else self.net_
+        self.net_ = self.net_.to(device) if isinstance(self.net_, nn.Module) else self.net_
         self.shift_, self.scale_ = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
         self.device_, self.folder_, self.verbose_ = device, None, False
 
@@ -156,10 +156,27 @@ class EncoderNeighbours(Member):
     def _compute_rows(self, images: np.ndarray) -> np.ndarray:
         "Features of images, rows of length one, float32 [N,D]."
         starts = tqdm(range(0, len(images), self.batch_size), desc="encoder", unit="batch", disable=not self.verbose_)
-        with exact():
-            parts = [self.net_(self._prepared(images[i : i + self.batch_size])).float().flatten(1).cpu()
-                     for i in starts]
+        modules = list(self.net_.modules()) if isinstance(self.net_, nn.Module) else []
+        modes = [module.training for module in modules]    # the caller may train the network further
+        try:
+            for module in modules:
+                module.training = False
+            with exact():
+                parts = [self._of_batch(images[i : i + self.batch_size]) for i in starts]
+        finally:
+            for module, mode in zip(modules, modes):
+                module.training = mode
         return F.normalize(torch.cat(parts), dim=1).numpy()
+
+    def _of_batch(self, images: np.ndarray) -> torch.Tensor:
+        "Features of a batch, float32 [n,D]; ValueError where the encoder gives something else."
+        found = self.net_(self._prepared(images))
+        if not isinstance(found, torch.Tensor) or found.ndim < 2 or len(found) != len(images):
+            what = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            raise ValueError(f"the encoder gives {what} for {len(images)} pictures: it must give a tensor [N,D].")
+        if not torch.isfinite(found).all():
+            raise ValueError("the encoder gives NaN or infinity for some pictures.")
+        return found.float().flatten(1).cpu()
 
     def _prepared(self, images: np.ndarray) -> torch.Tensor:
         "What the network expects: three channels, its size, its mean and std."
@@ -172,8 +189,11 @@ class EncoderNeighbours(Member):
 
     @property
     def spread(self) -> float:
-        "1 - |mean of the normal rows|^2: 0 where all look alike to the encoder, 1 where they point all ways."
-        return float(1 - np.square(self.bank_.mean(0, dtype=np.float64)).sum())
+        """1 - |mean of the normal rows|^2: 0 where all look alike to the encoder, 1 where they point all ways. Rows of
+        nothing but zeros, which the encoder does not tell from one another either, count as alike."""
+        told = self.bank_[self.bank_.any(1)]
+        alike = np.square(told.mean(0, dtype=np.float64)).sum() if len(told) else 1.0
+        return float((1 - alike) * len(told) / len(self.bank_))
 
     def _far(self, rows):
         return self.search_.kneighbors(rows)[0][:, -1].astype(np.float64)
@@ -203,5 +223,5 @@ class EncoderKNN(OneMember):
 
     def save(self, path) -> None:
         "As for every detector; ValueError where the encoder is a module or a function."
-        check_named(self.member)
+        check_named(self.member_ if hasattr(self, "member_") else self.member)
         super().save(path)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,16 +24,24 @@ from safetensors import numpy as safetensors
 # %% ../nbs/50_files.ipynb #cbda1bfe
 def _beside(target: Path) -> Path:
     "A path in the folder of `target` that nothing else uses; hidden, and short enough for any file system."
-    return target.with_name(f".{target.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    short = os.fsencode(target.name)[:80].decode(errors="ignore")
+    return target.with_name(f".{short}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
-
+# %% ../nbs/50_files.ipynb #c769f0ce
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends well and is removed when it does not.
 
-    Makes the folder. Raises OSError that names `path` where the folder or the file cannot be written.
+    Makes the folder. What is there and no file, such as a device or a pipe, stays and is written to. Raises OSError
+    that names `path` where the folder or the file cannot be written.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "content"
+            with target.open("wb") as there:
+                there.write((Path(folder) / "content").read_bytes())
+        return
     temporary = _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
             raise ValueError("the file is empty")
         with Image.open(path) as image:
             known = image.format in ("JPEG", "MPO", "WEBP") or image.format == "PNG" and "exif" in image.info
-            lying = known and image.getexif().get(0x0112, 1) >= 5    # Pillow turns a TIFF by itself
+            lying = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)    # Pillow turns a TIFF by itself
             return (image.size if lying else image.size[::-1]), holds_grey(image)
     except Exception as error:
         raise unreadable(path, error) from error

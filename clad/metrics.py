@@ -73,7 +73,7 @@ def fpr_at_tpr(is_anomaly, anomaly_score, tpr: float = 0.95) -> float:
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr is {tpr}; it must lie in (0, 1].")
     normals = np.sort(score[~truth])
-    threshold = normals[math.ceil(tpr * len(normals) - 1e-9) - 1]
+    threshold = normals[max(math.ceil(tpr * len(normals) - 1e-9), 1) - 1]
     return float((score[truth] <= threshold).mean())
 
 # %% ../nbs/02_metrics.ipynb #bf1719ba
@@ -102,8 +102,8 @@ def _placements(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nd
 
 # %% ../nbs/02_metrics.ipynb #089b379d
 def _variance(values: np.ndarray) -> float:
-    "Sample variance, 0 for a single value (nothing is known then)."
-    return float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
+    "Sample variance, NaN for a single value (nothing is known then)."
+    return float(np.var(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def delong(is_anomaly, anomaly_score) -> tuple[float, float]:
@@ -111,6 +111,7 @@ def delong(is_anomaly, anomaly_score) -> tuple[float, float]:
 
     is_anomaly: bool [N]; anomaly_score: float [N], higher = more anomalous. Both values are in [0, 1]. A perfect
     separation has standard error 0, which says that the test set is too small to show an error, not that there is none.
+    With a single anomaly or a single normal image the error is NaN; with few of them (below ten or so) it is too small.
     ValueError as auroc.
     """
     truth, score = _checked(is_anomaly, anomaly_score)
@@ -122,11 +123,14 @@ def delong_interval(is_anomaly, anomaly_score, level: float = 0.95) -> tuple[flo
     """Confidence interval of the AUROC from DeLong's standard error, on the logit scale.
 
     level: coverage in (0, 1). Returns (low, high) within [0, 1]. It speaks of the sampling of test images only, not of
-    the training seed. For a perfect (or perfectly wrong) ranking it has no width; see delong. ValueError as auroc.
+    the training seed. For a perfect (or perfectly wrong) ranking it has no width, and with a single image on one side
+    both ends are NaN; see delong. ValueError as auroc.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1.")
     area, error = delong(is_anomaly, anomaly_score)
+    if math.isnan(error):
+        return error, error
     if error == 0 or area in (0.0, 1.0):
         return area, area
     centre = math.log(area / (1 - area))
@@ -139,15 +143,16 @@ def delong_test(is_anomaly, score_a, score_b) -> tuple[float, float]:
     """Paired comparison of two detectors on the same test images (DeLong et al. 1988).
 
     is_anomaly: bool [N]; score_a, score_b: float [N], higher = more anomalous. Returns (AUROC of a minus AUROC of b,
-    two-sided p-value of no difference). Rankings with equal placements give (0, 1). ValueError as auroc.
+    two-sided p-value of no difference). Rankings with equal placements give (0, 1); where the error of a difference
+    cannot be estimated (one image on a side, or the same difference at every image) p is NaN. ValueError as auroc.
     """
     truth, a = _checked(is_anomaly, score_a)
     truth, b = _checked(is_anomaly, score_b)
     above, below = (x - y for x, y in zip(_placements(truth, a), _placements(truth, b), strict=True))
     difference = float(above.mean())
     error = math.sqrt(_variance(above) / len(above) + _variance(below) / len(below))
-    if error < 1e-12:
-        return difference, 1.0 if abs(difference) < 1e-12 else 0.0
+    if not error >= 1e-12:    # NaN, too
+        return difference, 1.0 if not (above.any() or below.any()) else math.nan
     return difference, math.erfc(abs(difference) / error / math.sqrt(2))
 
 # %% ../nbs/02_metrics.ipynb #b3c2e0b5
@@ -170,7 +175,7 @@ def paired_scenarios(table: pd.DataFrame) -> pd.DataFrame:
                          f"{int(table.isna().to_numpy().sum())} gaps; give two methods or more, on the same scenarios.")
     rows = []
     for a, b in combinations(table, 2):
-        gap = (table[a] - table[b]).to_numpy(dtype=np.float64)
+        gap = (table[a] - table[b]).to_numpy(dtype=np.float64).round(9)    # equal gaps of decimals are ties
         p = float(wilcoxon(gap).pvalue) if gap.any() else 1.0
         rows.append({"a": a, "b": b, "n": len(gap), "wins": int((gap > 0).sum()), "losses": int((gap < 0).sum()),
                      "difference": float(np.median(gap)), "p": p})

@@ -50,7 +50,7 @@ class DriftMonitor:
             top = max(self.wealth_, default=1.0)
             return f"No change in {len(self.wealth_)} images (largest wealth {top:.3g}, alarm at {1 / self.level:g})."
         return (f"The pictures have changed: alarm at image {self.changed_at_} of the stream. Without a change at most "
-                f"{self.level:.1%} of all streams ever raise one.")
+                f"{100 * self.level:g}% of all streams ever raise one.")
 
 
 def _finite(scores: Iterable[float], name: str) -> list[float]:

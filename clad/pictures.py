@@ -20,7 +20,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MultipleLocator
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_curve
 
@@ -50,7 +49,9 @@ from .scenarios import SCENARIOS, Split, table5
 
 # %% ../nbs/34_pictures.ipynb #1535ae72
 STYLES = {"OCSVM": ("#8c8c8c", "s"), "OCNN": ("#4ba3d9", "^"), "OCCNN": ("#55a868", "v"), "SVDD": ("#b9975b", "D"),
-          "DeepSVDD": ("#f28e2b", "p"), "CLAD": ("#6a1b9a", "o")}    # one colour and marker for each method, everywhere
+          "DeepSVDD": ("#f28e2b", "p"), "CLAD": ("#6a1b9a", "o"), "CLADPlus": ("#00796b", "o"),
+          "CLADPlusEncoder": ("#26a69a", "D"), "EncoderKNN": ("#455a64", "X"),
+          "GCN": ("#9e9e9e", ".")}    # one colour and marker for each method, everywhere
 
 
 def _size(method: str) -> float:
@@ -94,9 +95,10 @@ def plot_comparison(frame: pd.DataFrame, ax: Axes, settings: str = "short", lege
     ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
     _name_rows(ax, frame, where, place)
     if legend:
-        methods = [m for m in METHODS if m in set(frame.method)]
-        hollow = "published (alone: ours not run)" if frame.published.notna().any() else ""
-        ax.legend(handles=_legend(methods, "ours; 95 % interval of ours - published", hollow), frameon=False,
+        methods, known = [m for m in METHODS if m in set(frame.method)], frame.published.notna().any()
+        hollow = "published (alone: ours not run)" if known else ""
+        bar = "ours; 95 % interval of ours - published" if hollow else "ours; 95 % interval"
+        ax.legend(handles=_legend(methods, bar if frame.interval.notna().any() else "", hollow), frameon=False,
                   fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
@@ -139,15 +141,16 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
             if row.seeds:
                 ax.errorbar(row.auroc, y, xerr=row.interval, fmt=marker, color=colour, ms=_size(row.method), zorder=3)
                 other = "" if row.settings == settings else f" {row.settings}"
-                ax.text(1.03, y, f"{row.auroc:.1f}{other}", transform=ax.get_yaxis_transform(), fontsize=7,
-                        va="center")
+                ax.text(1.0, y, f"{row.auroc:.1f}{other}", transform=ax.get_yaxis_transform(), fontsize=7,
+                        va="center", ha="right")
         _frame_panel(ax, scenario, methods)
-    axes[0].set(xlim=(_reach(frame)[0] - 3, 102), ylim=(len(methods) - 0.4, -0.6))
-    axes[0].xaxis.set_major_locator(MultipleLocator(20))
+    axes[0].set(xlim=(_reach(frame)[0] - 3, 121), ylim=(len(methods) - 0.4, -0.6), xticks=range(0, 101, 20))
     figure.supxlabel("AUROC in %, unfolded", fontsize=9)
-    hollow = ", hollow: published" if frame.published.notna().any() else ""
-    figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours{hollow}; bar: 95 % "
-                    "interval of ours minus published (random methods: from three seeds)", fontsize=8)
+    known = frame.published.notna().any()
+    figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours"
+                    f"{', hollow: published' if known else ''}; bar: 95 % interval of ours"
+                    f"{' minus published' if known else ''} (random methods: from three seeds; none: narrower than the "
+                    "marker)", fontsize=7)
 
 # %% ../nbs/34_pictures.ipynb #32a00012
 def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
@@ -173,7 +176,7 @@ def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") 
         for method, row in run.iterrows():
             colour, marker = STYLES[method]
             level = y + 0.12 * (list(METHODS).index(method) - 2.5) * (method != "CLAD")
-            ax.plot(row.auroc, level, marker, color=colour, ms=1.2 * _size(method), zorder=3 - (method == "CLAD"))
+            ax.plot(row.auroc, level, marker, color=colour, ms=1.2 * _size(method), zorder=3 + (method == "CLAD"))
         if "CLAD" in own.index:
             ax.plot([own.auroc.get("CLAD"), own.published["CLAD"]], [y, y], color=STYLES["CLAD"][0], lw=1, zorder=1)
             ax.plot(own.published["CLAD"], y, "o", mfc="white", color=STYLES["CLAD"][0], ms=8, zorder=1.5)
@@ -184,7 +187,7 @@ def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") 
             ax.axhline(y - 0.5, color="0.8", lw=0.8)
     ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), [f"{d} {s}" for d, s in rows], fontsize=8)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"AUROC in %, unfolded, setting {settings}")
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"AUROC in % (dotted: chance), unfolded, setting {settings}")
     ax.set_title("CLAD's place by the mean", fontsize=8, loc="right")
     marks = _legend([m for m in METHODS if m in set(chosen.method)], "", "")
     marks.append(Line2D([], [], ls="", marker="o", mfc="white", color=STYLES["CLAD"][0], ms=8, label="CLAD, published"))
@@ -221,8 +224,8 @@ def plot_seconds(records: pd.DataFrame, ax: Axes) -> None:
     ax.set_yticks(range(len(means)), [" ".join(key) for key in means.index], fontsize=7)
     for y in np.flatnonzero(means.index.get_level_values(0)[1:] != means.index.get_level_values(0)[:-1]):
         ax.axhline(y + 0.5, color="0.85", lw=0.8)
-    ax.set(xlabel="seconds per run (bars: medians of the stages; dots: runs)", xlim=(0, edge),
-           ylim=(len(means) - 0.4, -0.6))
+    ax.set(xlabel="seconds per run (bars: medians of the stages; dots: runs; triangle: beyond the axis)",
+           xlim=(0, edge), ylim=(len(means) - 0.4, -0.6))
     ax.legend(frameon=False, fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 # %% ../nbs/34_pictures.ipynb #3e197d8e
@@ -291,7 +294,7 @@ def plot_clusters(records: pd.DataFrame, ax: Axes) -> None:
            xlim=(-0.05, own["clusters.nmi"].max() + 0.08), xticks=np.arange(0, 1, 0.2))
     ax.margins(y=0.1)
     ax.axhline(50, color="k", ls=":", lw=0.8)
-    _name_points(ax, means.droplevel("dataset"), own[own.plain][["clusters.nmi", "auroc"]].to_numpy())
+    _name_points(ax, means.droplevel("dataset"), own[["clusters.nmi", "auroc"]].to_numpy())
     rho = f": Spearman {_spearman(means):.2f}" if means["clusters.nmi"].nunique() > 2 else ""
     ax.set_title(f"{len(means)} scenarios{rho}; large: means, small: runs, hollow: sweeps, other settings", fontsize=8)
     ax.legend(frameon=False, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -306,17 +309,19 @@ def _name_points(ax: Axes, points: pd.DataFrame, drawn: np.ndarray) -> None:
     "Write the index of `points` (x, y) beside each, clear of what is `drawn` [N,2] and of the names before it."
     ax.figure.canvas.draw()    # places are known after that
     there = ax.transData.transform(drawn) / ax.figure.dpi * 72    # in the points of a font
-    taken = [np.array([x - 4, y - 4, x + 4, y + 4]) for x, y in there]
+    means = ax.transData.transform(points.to_numpy()) / ax.figure.dpi * 72
+    taken = [np.array([x - r, y - r, x + r, y + r]) for r, some in ((4, there), (6, means)) for x, y in some]
     for name, point in points.iterrows():
         x, y = ax.transData.transform(point.to_numpy()) / ax.figure.dpi * 72
-        width = 4.6 * len(name)
-        beside = [(6, -2.5), (-6 - width, -2.5)]
-        for dx, dy in [*beside, *((s, v) for v in (7, -12, 14, -19, 21, -26, 28, -33) for s in (6, -6 - width))]:
+        width = 5.6 * len(name)
+        places = [(s, v) for s in (7, 24) for v in (-2.5, 7, -12, 14, -19, 21, -26, 28, -33)]
+        for dx, dy in ((x, v) for s, v in sorted(places, key=lambda place: np.hypot(*place)) for x in (s, -s - width)):
             box = np.array([x + dx, y + dy, x + dx + width, y + dy + 7])
             if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 break
         taken.append(box)
-        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.6", "shrinkA": 0, "shrinkB": 2} if abs(dy) > 14 else None
+        gap = np.hypot(max(dx, -dx - width, 0), max(dy, -dy - 7, 0))
+        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.3", "shrinkA": 0, "shrinkB": 2} if gap > 8 else None
         ax.annotate(name, point, xytext=(dx, dy), textcoords="offset points", fontsize=7, arrowprops=line)
 
 # %% ../nbs/34_pictures.ipynb #34c00002
@@ -356,7 +361,8 @@ def plot_stages(rows: pd.DataFrame, axes: np.ndarray, counts: Sequence[int] = (3
                 ax.vlines(shift + np.arange(4), means["min"], means["max"], color=colour, lw=1)
             true = 100 * own[own.labels == "true"][score]
             ax.plot(4, true.mean(), "kD", ms=5, label="true classes")
-            ax.vlines(4, true.min(), true.max(), color="k", lw=1, label="lowest to highest seed")
+            ax.vlines(4, true.min(), true.max(), color="k", lw=1,
+                      label="lowest to highest seed" if own.seed.nunique() > 1 else None)
             ax.text(2, 42, "" if len(own) else "not run", ha="center", fontsize=8)
             ax.axhline(50, color="k", ls=":", lw=0.8)
             ax.set_xticks(range(5), _KINDS.values(), fontsize=6)
@@ -422,7 +428,7 @@ def plot_extremes(split: Split, anomaly_score: np.ndarray, title: str, n: int = 
         for ax, odd in zip(row, split.is_anomaly[chosen]):
             ax.title.set_color(f"C{3 * odd}")
         row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=7)
-    fig.suptitle(f"{title}; blue: the class is normal, red: anomalous", fontsize=8)
+    fig.suptitle(f"{title}; blue: the class is normal, red: anomalous", fontsize=8, y=1.04)
 
 # %% ../nbs/34_pictures.ipynb #23241400
 def write_reports(results: str | Path = "figures/results", figures: str | Path = "figures") -> list[Path]:
@@ -525,7 +531,7 @@ def _write_overview(records: pd.DataFrame, figures: Path, pairs: pd.DataFrame) -
         paths.append(_save(figures / "ranks.png", (7, 3.6), lambda figure: _draw_ranks(figure, frame, len(matrix))))
     if len(pairs):
         before = ("CLAD against each other method on the same test images: DeLong's paired test, from the ranks beside "
-                  "the records; `p` is that of the least favourable pair of seeds, corrected after Holm within a "
+                  "the records; `p` is that of the least favourable pair of seeds, `p (Holm)` is corrected within a "
                   "scenario. It knows the sampling of the test images, and of the seeds only what was run.\n")
         paths += write_table(pairs, "pairs", figures, "CLAD against the others within a scenario", before, 3)
     if frame.seeds.any():
@@ -541,7 +547,7 @@ def _draw_figure3(figure: Figure, points: pd.DataFrame, records: pd.DataFrame) -
     axes = figure.subplots(2, 3, sharey=True)
     plot_figure3(points, axes, deepsvdd_mean(records))
     run, once = (int(chosen.sum()) for chosen in (points.seeds > 0, points.seeds == 1))
-    figure.suptitle(f"Figure 3, setting short: {run} of {len(points)} points run, {once} of them once", fontsize=10)
+    figure.suptitle(f"Figure 3, setting short: {run} of {len(points)} points run, {once} with one seed", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8,
                   frameon=False)
 

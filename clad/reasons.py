@@ -34,6 +34,11 @@ def covered(images: np.ndarray, fill: np.ndarray, window: int) -> tuple[np.ndarr
     return np.where(masks[None, :, None], fill[:, None], images[:, None]), masks
 
 
+def _one_kind(images: np.ndarray, mixed: bool) -> np.ndarray:
+    "Images as they are, or, beside images of the other kind (bytes, or floats in [0, 1]), as floats."
+    return images.astype(np.float32) / np.float32(255) if mixed and images.dtype == np.uint8 else images
+
+
 def rises(detector: Detector, images: np.ndarray, fill: np.ndarray, window: int, block: int = 1024) -> np.ndarray:
     "Mean rise of the score over the windows that cover each pixel, at least zero; float64 [N,H,W]."
     found = []
@@ -119,7 +124,8 @@ class Reasons:
         members = {k: conformal_p_values(self._members[k], s) for k, s in self._members_of(images).items()}
         maps = [None] * len(images)
         if saliency and images.ndim == 4:
-            maps = rises(self.detector, images, self.images[near[:, 0]], self.window) / self.scale
+            fill, mixed = self.images[near[:, 0]], self.images.dtype != images.dtype
+            maps = rises(self.detector, _one_kind(images, mixed), _one_kind(fill, mixed), self.window) / self.scale
         pooled = conformal_p_values(known, scores, groups)
         found = []
         for i, c in enumerate(classes):

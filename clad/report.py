@@ -10,7 +10,9 @@ __all__ = ['SIDE', 'score_pictures', 'sort_by_look', 'hidden_classes', 'keep_exa
 import base64
 import html
 import io
+import math
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .base import Detector
-from .conformal import conformal_p_values
+from .conformal import conformal_p_values, least_groups
 from .files import to_json, write_atomically
 from .reasons import Reason, Reasons, heat
+from .settings import as_written
 
 # %% ../nbs/44_report.ipynb #7a5e0017
 def score_pictures(detector: Detector, images: np.ndarray, files: list[str] | tuple[str, ...], fdr: float | None = None,
@@ -41,6 +44,10 @@ def score_pictures(detector: Detector, images: np.ndarray, files: list[str] | tu
     if not len(images):
         raise ValueError("there are no pictures to score")
     detector.offset_  # noqa: B018  the sentence about too few held-out images comes before the work
+    known = len(np.unique(detector.calibration_groups_))
+    if fdr is not None and known < least_groups(fdr):
+        raise ValueError(f"{known} held-out pictures cannot promise fdr={fdr:g}: no p-value is below "
+                         f"{1 / (known + 1):.3g}; it takes {least_groups(fdr)} of them")
     scores, classes = [], []
     with tqdm(total=len(images), desc="scoring", unit="picture", disable=not verbose) as bar:
         for start in range(0, len(images), block):
@@ -50,7 +57,11 @@ def score_pictures(detector: Detector, images: np.ndarray, files: list[str] | tu
             bar.update(len(part))
     normality = np.concatenate(scores)
     p = conformal_p_values(detector.calibration_scores_, normality, detector.calibration_groups_)
-    flagged = p <= detector.alpha + 1e-12 if fdr is None else false_discovery_control(p) <= fdr
+    alpha = as_written(detector.alpha)
+    flagged = p <= alpha + 1e-12 if fdr is None else false_discovery_control(p) <= fdr + 1e-9
+    if fdr is not None and not flagged.any() and (few := math.ceil(len(p) / (fdr * (known + 1)) - 1e-9)) > 1:
+        warnings.warn(f"fewer than {few} of {len(p)} pictures cannot be flagged at fdr={fdr:g}: with {known} held-out "
+                      f"pictures no p-value is below {1 / (known + 1):.3g}", UserWarning, stacklevel=2)
     named = [None] * len(p) if classes[0] is None else np.concatenate(classes)
     return pd.DataFrame({"file": list(files), "score": -normality, "p_value": p, "hidden_class": named,
                          "flagged": flagged})
@@ -365,8 +376,8 @@ def _galleries(table: pd.DataFrame, each: int = 12) -> list:
     for title, index in groups or [("All pictures", np.arange(len(table)))]:
         ordered = index[np.argsort(-table.score.to_numpy()[index], kind="stable")]
         flagged = int(table.flagged.to_numpy()[index].sum())
-        found.append((f"{title}: {len(index):,} pictures, {flagged} flagged",
-                      [("most anomalous", ordered[:each].tolist()), ("most normal", ordered[::-1][:each].tolist())]))
+        ends = [("most anomalous", ordered[:each].tolist()), ("most normal", ordered[each:][::-1][:each].tolist())]
+        found.append((f"{title}: {len(index):,} pictures, {flagged} flagged", [end for end in ends if end[1]]))
     return found
 
 # %% ../nbs/44_report.ipynb #b8164f70
@@ -378,7 +389,8 @@ def _data(detector: Detector, table: pd.DataFrame, shape: tuple, shown: np.ndarr
     groups = len(np.unique(detector.calibration_groups_))
     height, width = thumbnail_size(shape)
     lowest = 1 / (groups + 1)
-    last = detector.alpha if not fdr else table.p_value[table.flagged].max() if table.flagged.any() else lowest / 2
+    found = table.p_value[table.flagged]
+    last = as_written(detector.alpha) if not fdr else found.max() if len(found) else lowest / 2
     numbers = {"score": table.score, "p": table.p_value}
     return {"file": table.file.tolist(), "cls": [None if pd.isna(c) else int(c) for c in table.hidden_class],
             **{k: [float(f"{x:.9g}") for x in v] for k, v in numbers.items()}, "thumb": thumb.tolist(), "side": SIDE,
@@ -462,8 +474,9 @@ def write_report(path: str | os.PathLike, detector: Detector, table: pd.DataFram
         "title": html.escape(title or f"What {name} found"), "n": f"{len(table):,}", "style": _STYLE, "data": data,
         "lead": html.escape(f"{len(table):,} {kind}, scored by {name}; {flagged:,} flagged. Strangest first."),
         "certificate": html.escape(_certificate(detector)), "skipped": _skipped(skipped or {}),
-        "about": html.escape(f"p-value: the share of held-out normal pictures at least as strange. {name} sees "
-                             f"{images.shape[2]}x{images.shape[3]} pixels. Nothing is loaded from anywhere."),
+        "about": html.escape("p-value: the share of held-out normal pictures at least as strange, the picture itself "
+                             f"counted. {name} sees {images.shape[2]}x{images.shape[3]} pixels. "
+                             "Nothing is loaded from anywhere."),
         "sheets": "".join(f'<script type="text/plain" id="sheet{i}">{sheet}</script>\n'
                           for i, sheet in enumerate(sheets)),
         "script": _SCRIPT_PICTURES + _SCRIPT_REASONS + _SCRIPT_THRESHOLD + _SCRIPT_TABLE}

@@ -322,12 +322,12 @@ def figure3_ranges(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../nbs/32_reports.ipynb #32b00002
-PAIRS = ["dataset", "scenario", "other", "pairs", "CLAD", "auroc other", "difference", "p", "p_holm", "said"]
+PAIRS = ["dataset", "scenario", "other", "pairs", "auroc", "auroc other", "difference", "p", "p_holm", "said"]
 
 
 def paired_images(records: pd.DataFrame, results: str | Path, settings: str = "short",
-                  method: str = "CLAD", level: float = 0.05) -> pd.DataFrame:
-    """`method` against each other method on the test images of each scenario, in % of AUROC: columns `PAIRS`.
+                  level: float = 0.05) -> pd.DataFrame:
+    """CLAD against each other method on the test images of each scenario, in % of AUROC: columns `PAIRS`.
 
     `pairs`: pairs of seeds; p: DeLong's paired test, the largest over them; p_holm: corrected within the scenario;
     said: "ahead", "behind" or "not told apart" at `level`. Scenarios whose truth is not kept below `results` are left
@@ -336,12 +336,12 @@ def paired_images(records: pd.DataFrame, results: str | Path, settings: str = "s
     plain = current(records[(records.overrides == "{}") & (records.settings == settings)])
     rows = []
     for (dataset, scenario), own in plain.groupby(["dataset", "scenario"], sort=False):
-        mine = [Path(results) / path for path in own[own.method == method].path]
+        mine = [Path(results) / path for path in own[own.method == "CLAD"].path]
         if not mine or not truth_path(mine[0]).is_file():
             continue
         read = {path: read_truth(Path(results) / path) for path in own.path}
-        found = [_paired(own, read, method, other) | {"dataset": dataset, "scenario": scenario}
-                 for other in METHODS if other != method and other in set(own.method)]
+        found = [_paired(own, read, other) | {"dataset": dataset, "scenario": scenario}
+                 for other in METHODS if other != "CLAD" and other in set(own.method)]
         for row, p in zip(found, holm([row["p"] for row in found])):
             said = "not told apart" if p >= level else "ahead" if row["difference"] > 0 else "behind"
             rows.append(row | {"p_holm": float(p), "said": said})
@@ -350,13 +350,13 @@ def paired_images(records: pd.DataFrame, results: str | Path, settings: str = "s
     return pd.DataFrame(rows, columns=PAIRS)
 
 
-def _paired(own: pd.DataFrame, read: dict[str, tuple], method: str, other: str) -> dict[str, Any]:
-    "One comparison over all pairs of seeds."
-    ours, theirs = (own[own.method == name] for name in (method, other))
+def _paired(own: pd.DataFrame, read: dict[str, tuple], other: str) -> dict[str, Any]:
+    "One comparison over all pairs of seeds; a pair that differs the other way, or cannot be tested, counts as p = 1."
+    ours, theirs = (own[own.method == name] for name in ("CLAD", other))
     tests = [delong_test(read[a][0], read[a][1], read[b][1]) for a in ours.path for b in theirs.path]
     mean = float(np.mean([difference for difference, _ in tests]))
-    p = max(p if difference * mean > 0 else 1.0 for difference, p in tests)
-    return {"other": other, "pairs": len(tests), method: 100 * ours.auroc.mean(),
+    p = max(p if difference * mean > 0 and p == p else 1.0 for difference, p in tests)
+    return {"other": other, "pairs": len(tests), "auroc": 100 * ours.auroc.mean(),
             "auroc other": 100 * theirs.auroc.mean(), "difference": 100 * mean, "p": p}
 
 # %% ../nbs/32_reports.ipynb #4a7baf80

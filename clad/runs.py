@@ -107,7 +107,11 @@ def _check_run(run: Run) -> dict[str, Any]:
     whole = isinstance(run.seed, (int, np.integer)) and not isinstance(run.seed, bool)
     if not whole or not 0 <= run.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, not {run.seed!r}")
-    overrides = _plain(dict(sorted((run.overrides or {}).items())))
+    overrides = dict(sorted((run.overrides or {}).items()))
+    for name, value in overrides.items():
+        if isinstance(value, (float, np.floating)) and not math.isfinite(value):
+            raise ValueError(f"{name} cannot be overridden by {value}: a record holds finite numbers")
+    overrides = _plain(overrides)
     fixed = [name for name in overrides if name.rpartition("__")[2] in FIXED]
     if fixed:
         raise ValueError(f"{fixed[0]!r} cannot be overridden: the seed is that of the run, and the threshold, the "
@@ -396,6 +400,7 @@ def paper_plan(settings: str = "short", seeds: int | Iterable[int] = 0,
                methods: Iterable[str] = tuple(METHODS)) -> list[Run]:
     "All runs of the paper's tables and of its Figure 3, seed by seed: hidden classes, the sweep, single classes."
     seeds = [seeds] if isinstance(seeds, (int, np.integer)) else list(seeds)
+    methods = [methods] if isinstance(methods, str) else list(methods)
     real = [scenario for name in DATASETS if name != "digits" for scenario in SCENARIOS[name].values()]
     several, single = ([run for s in real if (len(s.normal) > 1) is hidden
                         for run in grid(s.dataset, s.name, methods, settings, seeds)] for hidden in (True, False))
@@ -411,6 +416,7 @@ def read_records(results: str | Path = "figures/results") -> pd.DataFrame:
     Columns: the identity (`overrides` as JSON text, `{}` for cells of tables), `path` relative to `results`, the
     numbers of the outcome (`auroc` in [0, 1], `auroc_se`, ...), those of the audit as `clusters.nmi` and of side
     scores as `side.base.auroc`, `parameters.n_clusters`, ..., `seconds.fit`, ... and `warnings`, their number.
+    ValueError where two files hold the same run: it would count twice.
     """
     rows = []
     for path in sorted(Path(results).glob("*/*/*.json")):
@@ -426,6 +432,9 @@ def read_records(results: str | Path = "figures/results") -> pd.DataFrame:
         rows.append(row | {"warnings": len(origin.get("fit_report", {}).get("warnings", []))})
     keys = ["dataset", "scenario", "method", "settings", "overrides", "seed"]
     frame = pd.DataFrame(rows, columns=None if rows else [*keys, "revision", "path", "auroc", "auroc_se"])
+    twice = frame[frame.duplicated([*keys, "revision"], keep=False)]
+    if len(twice):
+        raise ValueError(f"{' and '.join(twice.path[:2])} below {results} hold the same run: remove one of them")
     return frame.sort_values(keys, ignore_index=True)
 
 

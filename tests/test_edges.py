@@ -1,16 +1,22 @@
 "Odd but lawful: integer rows, NumPy scalars, named columns, extreme values, folders that fail, updates at once."
+import os
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from sklearn.base import clone
 
 import clad
+import clad.base
 import clad.cli
 import clad.training
 from clad.cli import main
 from clad.dec import GivenLabels
+from clad.encoder import EncoderNeighbours
 from clad.floors import RowNeighbours
 from clad.report import score_pictures, write_report
 from clad.transforms import Transforms
@@ -249,3 +255,123 @@ def test_two_updates_at_once_both_count(tmp_path, monkeypatch):
     monkeypatch.setattr(clad.OCSVM, "update", watched)
     assert main(["update", str(file), first, "--quiet"]) == 0
     assert len(clad.load(file).calibration_scores_) == 36 + 50
+
+
+# -------------------------------------------------------------------------------- copies, encoders, interruptions
+
+def test_copies_of_a_picture_are_held_out_together_and_set_the_threshold_as_one():
+    "Copies on both sides of the split would look too normal: 28 % false alarms where 5 % were asked for."
+    fourfold = np.repeat(PICTURES[:60], 4, axis=0)
+    with pytest.warns(UserWarning, match="180 of 240 pictures are copies"):
+        detector = clad.GCN(alpha=0.1, calibration_fraction=0.4).fit(fourfold)
+    held = detector.held_out_.reshape(60, 4)
+    assert (held == held[:, :1]).all() and len(np.unique(detector.calibration_groups_)) == held[:, 0].sum()
+    assert detector.certificate().units == "groups"
+    assert clad.OCSVM().fit(PICTURES).calibrate(np.repeat(PICTURES[:9], 3, axis=0)).calibration_groups_.max() == 8
+    assert len(np.unique(clad.OCSVM(calibration_fraction=0.5).fit(np.repeat(ROWS[:40], 2, axis=0))
+                         .calibration_groups_)) == 40    # rows may well be alike
+
+
+def test_a_failed_update_changes_nothing(monkeypatch):
+    detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
+    before = (len(detector.member_.bank_), len(detector.calibration_scores_), str(detector.fit_report_), detector.seen_)
+    monkeypatch.setattr(type(detector), "_add_to_calibration", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError, match="no"):
+        detector.update(PICTURES[:20, :, ::-1])
+    after = (len(detector.member_.bank_), len(detector.calibration_scores_), str(detector.fit_report_))
+    assert after == before[:3] and (detector.seen_ == before[3]).all()
+
+
+def test_an_update_knows_the_pictures_of_the_fit_and_of_a_calibration():
+    "Else half of them would be learnt twice, and the threshold would rest on pictures that the memory holds."
+    detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
+    for known in (PICTURES, PICTURES[:5]):
+        with pytest.raises(ValueError, match="taken in before"):
+            detector.update(known)
+    with pytest.raises(ValueError, match="taken in before"):
+        detector.calibrate(PICTURES[:20, :, ::-1]).update(PICTURES[:20, :, ::-1])
+
+
+def test_too_few_pictures_are_refused_before_the_fit_and_rates_that_nothing_can_reach(tmp_path, capsys):
+    folder, file = save_all(tmp_path / "p", PICTURES[:60]), tmp_path / "m.clad"
+    assert main(["fit", folder, "--detector", "OCSVM", "--out", str(file), "--alpha", "0.01"]) != 0
+    said = capsys.readouterr().err
+    assert "60 pictures are too few" in said and "give 198 or more" in said and "--alpha 0.0323" in said
+    assert not file.exists()
+    assert main(["fit", folder, "--detector", "OCSVM", "--out", str(file), "--quiet"]) == 0
+    assert main(["score", str(file), folder, "--out", str(tmp_path / "s.csv"), "--fdr", "0.01"]) != 0
+    assert "cannot promise fdr=0.01" in capsys.readouterr().err
+
+
+def test_an_encoder_stays_as_its_owner_left_it_and_says_what_it_gives_wrong():
+    layers = torch.nn.Flatten(), torch.nn.LazyLinear(8), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(8)
+    net = torch.nn.Sequential(*layers)
+    net[3].eval()
+    detector = clad.EncoderKNN(member=EncoderNeighbours(net, size=16)).fit(PICTURES)
+    assert [m.training for m in net] == [True, True, True, False]
+    assert (detector.score_samples(PICTURES) == detector.score_samples(PICTURES)).all()
+    for wrong, said in ((lambda x: x.flatten(1)[:1], r"shape \(1, 768\) for"), (lambda x: (x,), "a tuple for"),
+                        (lambda x: x.flatten(1) / 0, "NaN or infinity")):
+        with pytest.raises(ValueError, match=said):
+            clad.EncoderKNN(member=EncoderNeighbours(wrong, size=16)).fit(PICTURES)
+
+
+def test_an_encoder_that_tells_nothing_apart_gets_next_to_no_vote():
+    blind = clad.CLADPlus(budget=1000, encoder=lambda x: torch.zeros(len(x), 4)).fit(PICTURES)
+    assert blind.frozen_.spread == 0 and blind.fit_report_["members"]["encoder"]["weight"] == 0
+
+
+def test_rates_at_the_edge():
+    "Equality counts, also where the numbers are those of NumPy in single precision."
+    detector = clad.OCSVM(calibration_fraction=0.5, alpha=np.float32(0.01)).fit(PICTURES)
+    detector.calibrate(np.concatenate([PICTURES, PICTURES[:, :, ::-1]])[:99])
+    odd = 255 - PICTURES[:6]
+    assert (detector.predict(odd) == -1).all() and score_pictures(detector, odd, list("abcdef")).flagged.all()
+    detector._clusters = lambda X: None
+    detector.p_values = lambda X, by: np.array([0.1, 0.8, 0.9])
+    assert detector.discoveries(odd[:3], fdr=0.3).tolist() == [True, False, False]
+
+
+def test_reasons_for_bytes_beside_floats():
+    detector = clad.OCSVM(calibration_fraction=0.3).fit(PICTURES)
+    told = clad.Reasons(detector, PICTURES[:40], window=8).explain((255 - PICTURES[:1]) / 255.0)
+    same = clad.Reasons(detector, PICTURES[:40], window=8).explain(255 - PICTURES[:1])
+    assert np.allclose(told[0].saliency, same[0].saliency, atol=1e-4)
+
+
+def test_a_pipe_is_written_to_and_a_picture_is_not_written_over(tmp_path, capsys):
+    folder = save_all(tmp_path / "p", PICTURES[:40])
+    assert main(["fit", folder, "--detector", "OCSVM", "--out", str(tmp_path / "m.clad"), "--quiet"]) == 0
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    assert main(["score", str(tmp_path / "m.clad"), folder, "--out", str(pipe), "--quiet"]) == 0
+    reader.join(60)
+    assert pipe.is_fifo() and got[0].startswith("file,score")
+    first = next(iter(sorted((tmp_path / "p").iterdir())))
+    assert main(["score", str(tmp_path / "m.clad"), folder, "--out", str(first)]) != 0
+    assert "has the name of a picture" in capsys.readouterr().err and Image.open(first).size == (16, 16)
+
+
+def test_parameters_that_are_tables_come_back(tmp_path):
+    detector = Plain(scale={"a": 1.5, "b": [1, 2]}).fit(PICTURES)
+    assert reloaded(detector, tmp_path / "m.clad").scale == {"a": 1.5, "b": (1, 2)}
+    with pytest.raises(ValueError, match="names of several types"):
+        Plain().fit(PICTURES, groups=["a", None] * 60)
+
+
+class Plain(clad.base.Detector):
+    "Brightness, with a parameter that is a table."
+
+    def __init__(self, *, scale=None, alpha=0.05, calibration_fraction=0.3, random_state=0, verbose=False,
+                 device="auto"):
+        super().__init__(alpha=alpha, calibration_fraction=calibration_fraction, random_state=random_state,
+                         verbose=verbose, device=device)
+        self.scale = scale
+
+    def _fit(self, images, groups, work):
+        pass
+
+    def _score(self, images):
+        return -images.reshape(len(images), -1).mean(1)

@@ -43,8 +43,13 @@ def ocsvm(records: pd.DataFrame) -> str:
     table = pd.DataFrame({"dataset": frame.dataset, "scenario": frame.scenario,
                           "ours": frame["mean"].map("{:.2f}".format), "ours, folded": folded.map("{:.2f}".format),
                           "published": frame.published, "difference": (folded - frame.published).map("{:+.2f}".format)})
-    close = int(((folded - frame.published).abs() <= 0.15).sum())
-    return f"{close} of {len(frame)} cells lie within 0.15 of the published value.\n\n" + to_markdown(table)
+    away = (folded - frame.published).abs()
+    text = f"{(away <= 0.15).sum()} of {len(frame)} cells lie within 0.15 of the published value."
+    if (missed := frame[away > 0.15])["scenario"].size:
+        named = ", ".join(missed.dataset + " " + missed.scenario)
+        text += (f" The others ({named}) miss it by {away.max():.2f} at most. Signs are photographed at many sizes and"
+                 " are resized before anything else; the interpolation that the authors used is not known.")
+    return text + "\n\n" + to_markdown(table)
 
 
 def svdd_rule(data_root: str | None) -> str:
