@@ -144,13 +144,14 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
                 ax.text(1.0, y, f"{row.auroc:.1f}{other}", transform=ax.get_yaxis_transform(), fontsize=7,
                         va="center", ha="right")
         _frame_panel(ax, scenario, methods)
-    axes[0].set(xlim=(_reach(frame)[0] - 3, 121), ylim=(len(methods) - 0.4, -0.6), xticks=range(0, 101, 20))
+    low = _reach(frame)[0] - 3    # on the right there is room for the numbers
+    axes[0].set(xticks=range(20 * math.ceil(low / 20), 101, 20), ylim=(len(methods) - 0.4, -0.6))
+    axes[0].set_xlim(low, low + (101.5 - low) / 0.77)
     figure.supxlabel("AUROC in %, unfolded", fontsize=9)
     known = frame.published.notna().any()
     figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours"
-                    f"{', hollow: published' if known else ''}; bar: 95 % interval of ours"
-                    f"{' minus published' if known else ''} (random methods: from three seeds; none: narrower than the "
-                    "marker)", fontsize=7)
+                    f"{', hollow: published' if known else ''}\nbar, where wider than the marker: 95 % interval of ours"
+                    f"{' minus published' if known else ''} (random methods: from three seeds)", fontsize=8)
 
 # %% ../nbs/34_pictures.ipynb #32a00012
 def _frame_panel(ax: Axes, scenario: str, methods: Sequence[str]) -> None:
@@ -224,7 +225,7 @@ def plot_seconds(records: pd.DataFrame, ax: Axes) -> None:
     ax.set_yticks(range(len(means)), [" ".join(key) for key in means.index], fontsize=7)
     for y in np.flatnonzero(means.index.get_level_values(0)[1:] != means.index.get_level_values(0)[:-1]):
         ax.axhline(y + 0.5, color="0.85", lw=0.8)
-    ax.set(xlabel="seconds per run (bars: medians of the stages; dots: runs; triangle: beyond the axis)",
+    ax.set(xlabel="seconds (bars: medians of stages; dots: runs; triangles: runs beyond)",
            xlim=(0, edge), ylim=(len(means) - 0.4, -0.6))
     ax.legend(frameon=False, fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
 
