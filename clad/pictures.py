@@ -90,13 +90,12 @@ def plot_comparison(frame: pd.DataFrame, ax: Axes, settings: str = "short", lege
             if row.settings != settings:
                 ax.annotate(row.settings, (1.005, y), xycoords=("axes fraction", "data"), fontsize=6, va="center")
         ax.plot(row.published, y, marker, mfc="white", color=colour, ms=size, mew=1.0, zorder=2)
-    low, high = _reach(frame)
-    ax.set(xlim=(low - 3, min(high + 3, 101)), xlabel="AUROC in %")
+    ax.set(xlim=(_reach(frame)[0] - 3, min(_reach(frame)[1] + 3, 101)), xlabel="AUROC in %")
     ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
     _name_rows(ax, frame, where, place)
     if legend:
-        methods, known = [m for m in METHODS if m in set(frame.method)], frame.published.notna().any()
-        hollow = "published (alone: ours not run)" if known else ""
+        methods = [m for m in METHODS if m in set(frame.method)]
+        hollow = "published (alone: ours not run)" if frame.published.notna().any() else ""
         bar = "ours; 95 % interval of ours - published" if hollow else "ours; 95 % interval"
         ax.legend(handles=_legend(methods, bar if frame.interval.notna().any() else "", hollow), frameon=False,
                   fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
