@@ -9,6 +9,7 @@ __all__ = ['OVERRIDES', 'FORMS', 'default_detector', 'held_share', 'shrink', 'ch
 # %% ../nbs/49_cli.ipynb #f000aae5
 import argparse
 import base64
+import difflib
 import io
 import json
 import os
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, else for each core)")
     run.add_argument("--backend", default="loky", help="of joblib: loky (processes, the default), dask, ray, ...")
     run.add_argument("--again", action="store_true", help="carry out also what is recorded")
+    for own in commands.choices.values():
+        own.set_defaults(own=own)
     return parser
 
 # %% ../nbs/49_cli.ipynb #de77f84c
@@ -683,7 +686,11 @@ def _any_name_shown() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     "The `clad` command; returns its exit code (0; 1 after an error, in one sentence; 130 after Ctrl-C)."
-    words = _parser().parse_args(arguments)
+    words, unknown = _parser().parse_known_args(arguments)
+    if unknown:    # the usage of this command, and the flag that was probably meant
+        flags = re.findall(r"--[\w-]+", words.own.format_usage())
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
+        words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near[0]} meant?" if near else ""))
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
                 "update": _update}
     try:

@@ -375,3 +375,12 @@ class Plain(clad.base.Detector):
 
     def _score(self, images):
         return -images.reshape(len(images), -1).mean(1)
+
+
+@pytest.mark.parametrize("words, said", [
+    ("fit here --out m.clad --detektor CLAD", "is --detector meant?"), ("list --foo", "unknown: --foo"),
+    ("reproduce --methodz CLAD", "usage: clad reproduce")])
+def test_a_misspelt_flag_gets_the_usage_of_its_command(words, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words.split())
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
