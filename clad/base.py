@@ -364,8 +364,9 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
     """Base of all detectors. Subclasses implement `_fit(images, groups, work)` and `_score(images)`.
 
     alpha: tolerated false-alarm rate of `predict`, may be changed after the fit. calibration_fraction: share of
-    the fit's images that only set the threshold. random_state: seed, RandomState or None. device: "auto", "cpu" or
-    "cuda". verbose: progress bars.
+    the fit's images that only set the threshold. random_state: seed, RandomState or None (a fit seeds the global
+    generators and puts them back: other threads must not draw from them meanwhile). device: "auto", "cpu" or "cuda".
+    verbose: progress bars.
 
     After fit: image_shape_; held_out_, bool [N], the images that set the threshold; fit_report_, what happened;
     calibration_scores_, calibration_groups_ and, where new images get a cluster, calibration_clusters_; n_features_in_
