@@ -390,20 +390,23 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
     def fit(self, X, y=None, groups=None) -> "Detector":
         """Learn what normal looks like. X: normal images only; y is ignored; groups: [N], near-duplicates alike.
 
-        Without groups equal pictures are a group: all are learnt from or all held out, and a warning says how many.
+        Without groups, where some are held out, equal pictures are a group: all are learnt from or none, and a warning
+        says how many.
         Raises ValueError, naming the offender, for images that `check_images` refuses and for parameters.
         """
         self._check_alpha()
-        before, given = dict(vars(self)), groups
+        before = dict(vars(self))
         try:
             self._forget()
             images = self._checked(X)
             prints = fingerprints(images) if images.ndim == 4 else None    # rows may well be alike
-            groups = _equal(prints) if groups is None else _numbered(groups, len(images))
-            if groups is not None and (twins := len(images) - len(np.unique(groups))) and given is None:
+            copies = _equal(prints) if groups is None and self.calibration_fraction else None
+            if copies is not None:
+                twins = len(images) - copies.max() - 1
                 warnings.warn(f"{type(self).__name__}: {twins} of {len(images)} pictures are copies of others; equal "
                               "ones are learnt from or held out together, and set the threshold as one.",
                               UserWarning, stacklevel=2)
+            groups = copies if groups is None else _numbered(groups, len(images))
             if prints is not None:
                 self.seen_ = prints    # an update does not count them again
             self._learn(images, groups)

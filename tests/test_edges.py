@@ -260,13 +260,18 @@ def test_two_updates_at_once_both_count(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------- copies, encoders, interruptions
 
 def test_copies_of_a_picture_are_held_out_together_and_set_the_threshold_as_one():
-    "Copies on both sides of the split would look too normal: 28 % false alarms where 5 % were asked for."
+    "Copies on both sides of the split would look too normal, and the threshold would flag new normal pictures."
     fourfold = np.repeat(PICTURES[:60], 4, axis=0)
     with pytest.warns(UserWarning, match="180 of 240 pictures are copies"):
         detector = clad.GCN(alpha=0.1, calibration_fraction=0.4).fit(fourfold)
     held = detector.held_out_.reshape(60, 4)
     assert (held == held[:, :1]).all() and len(np.unique(detector.calibration_groups_)) == held[:, 0].sum()
     assert detector.certificate().units == "groups"
+    seen = []    # where nothing is held out, as in every record, a fit is what it was: it gets no groups
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(clad.GCN, "_fit", lambda self, images, groups, work: seen.append(groups))
+        clad.GCN(calibration_fraction=0).fit(fourfold)
+    assert seen == [None]
     assert clad.OCSVM().fit(PICTURES).calibrate(np.repeat(PICTURES[:9], 3, axis=0)).calibration_groups_.max() == 8
     assert len(np.unique(clad.OCSVM(calibration_fraction=0.5).fit(np.repeat(ROWS[:40], 2, axis=0))
                          .calibration_groups_)) == 40    # rows may well be alike
@@ -298,6 +303,10 @@ def test_too_few_pictures_are_refused_before_the_fit_and_rates_that_nothing_can_
     said = capsys.readouterr().err
     assert "60 pictures are too few" in said and "give 198 or more" in said and "--alpha 0.0323" in said
     assert not file.exists()
+    for n, code in ((37, 1), (38, 0)):    # what the README says of 5 %
+        few = save_all(tmp_path / str(n), PICTURES[:n])
+        assert main(["fit", few, "--detector", "OCSVM", "--out", str(tmp_path / f"{n}.clad"), "--quiet"]) == code
+    capsys.readouterr()
     assert main(["fit", folder, "--detector", "OCSVM", "--out", str(file), "--quiet"]) == 0
     assert main(["score", str(file), folder, "--out", str(tmp_path / "s.csv"), "--fdr", "0.01"]) != 0
     assert "cannot promise fdr=0.01" in capsys.readouterr().err
