@@ -149,9 +149,14 @@ def array_digest(array: np.ndarray) -> str:
 
 
 def fingerprints(images: np.ndarray) -> np.ndarray:
-    "16 bytes for each image, by its pixels, uint8 [N,16]."
-    prints = [hashlib.sha256(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes()).digest()[:16]
-              for x in images]
+    "16 bytes for each image, by its pixels, uint8 [N,16]; floats that are 8-bit grey values count as those."
+    def pixels(x: np.ndarray) -> np.ndarray:
+        if x.dtype == np.uint8:
+            return np.ascontiguousarray(x)
+        levels = np.rint(x * 255)
+        return levels.astype(np.uint8) if np.abs(x * 255 - levels).max() < 1e-3 else np.ascontiguousarray(x)
+
+    prints = [hashlib.sha256(f"{x.dtype}{x.shape}".encode() + x.tobytes()).digest()[:16] for x in map(pixels, images)]
     return np.frombuffer(b"".join(prints), np.uint8).reshape(-1, 16)
 
 

@@ -290,9 +290,12 @@ def test_a_failed_update_changes_nothing(monkeypatch):
 def test_an_update_knows_the_pictures_of_the_fit_and_of_a_calibration():
     "Else half of them would be learnt twice, and the threshold would rest on pictures that the memory holds."
     detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
-    for known in (PICTURES, PICTURES[:5]):
+    as_floats = PICTURES.astype(np.float32) / 255    # the same pictures
+    for known in (PICTURES, PICTURES[:5], as_floats):
         with pytest.raises(ValueError, match="taken in before"):
             detector.update(known)
+    finer = clad.training.fingerprints(np.concatenate([as_floats[:1], as_floats[:1] * 0.999]))
+    assert (finer[0] == clad.training.fingerprints(PICTURES[:1])[0]).all() and (finer[0] != finer[1]).any()
     with pytest.raises(ValueError, match="taken in before"):
         detector.calibrate(PICTURES[:20, :, ::-1]).update(PICTURES[:20, :, ::-1])
 
