@@ -309,8 +309,10 @@ def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.folders import amount
     from clad.report import hidden_classes, keep_examples, sort_by_look
+    from clad.training import resolve_device
 
     _check_file(words.out, "--out")
+    resolve_device(words.device)    # before the pictures are read
     wanted = _wanted(words)
     detector = _named_detector(words.detector, words.settings, wanted)
     detector._check_alpha()
@@ -696,6 +698,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _any_name_shown():
             commands[words.command](words)
+            sys.stdout.flush()
+    except BrokenPipeError:    # as of `| head`: what was written is whole, and nobody reads the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         kept = "finished runs are recorded, the same command goes on from there"
         kept = kept if words.command == "reproduce" else "no file is half written"

@@ -1,5 +1,7 @@
 "Odd but lawful: integer rows, NumPy scalars, named columns, extreme values, folders that fail, updates at once."
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -396,3 +398,18 @@ def test_a_misspelt_flag_gets_the_usage_of_its_command(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words.split())
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error():
+    "As in `clad list | head -1`."
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "import sys; from clad.cli import main; sys.exit(main(['list']))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_folder_is_read(tmp_path, capsys):
+    assert main(["fit", str(tmp_path / "none"), "--out", str(tmp_path / "m.clad"), "--device", "moon"]) == 1
+    assert "device 'moon' is not available" in capsys.readouterr().err
