@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -86,7 +87,7 @@ def run(split: Split, name: str, k: int, seed: int, representation: Autoencoder,
     stage = labels_of(name, k, split.train.labels, representation, images, seed)
     labels = stage.fit(images, representation, workspace=work.at(1))
     network = (classifier or PseudoLabelClassifier()).fit(images, labels, workspace=work.at(2))
-    areas = {score: auroc(split.is_anomaly, -part.fit(images, network).score(split.test.images))
+    areas = {score: auroc(split.is_anomaly, -clone(part).fit(images, network).score(split.test.images))
              for score, part in SCORES.items()}
     return {"dataset": split.scenario.dataset, "scenario": split.scenario.name, "labels": name, "n_clusters": k,
             "seed": seed, "revision": REVISION, **areas, "purity": purity(split.train.labels, labels.labels_),

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def _named(value: Any) -> Any:
 
 def find_class(module: str, name: str, kind: type) -> type:
     "A class by name, out of this package or out of a module that is imported already; ValueError where there is none."
-    own = module.split(".")[0] == "clad"
-    found = getattr(importlib.import_module(module) if own else sys.modules.get(module), name, None)
+    own, found = module.split(".")[0] == "clad", None
+    with suppress(ImportError):    # a module of another version
+        found = getattr(importlib.import_module(module) if own else sys.modules.get(module), name, None)
     if not (isinstance(found, type) and issubclass(found, kind)):
         hint = "" if own else f"; import {module} first"
         raise ValueError(f"it names {module}.{name}, which is no {kind.__name__.lower()} that is known here{hint}")
@@ -133,18 +135,30 @@ class Decisions:
         """Set the threshold from normal images that the fit has not seen; groups: [N], near-duplicates alike (without
         them equal pictures are a group).
 
-        Warns where there are too few of them for the false-alarm rate `alpha`. Returns self.
+        Warns where there are too few of them for the false-alarm rate `alpha`, and of pictures that were learnt from
+        (they look too normal); ValueError where all were. Returns self.
         """
         self._check_alpha()
         scores = self.score_samples(X)
         images = self._checked(X, self.image_shape_)
         prints = fingerprints(images) if images.ndim == 4 else None
+        self._warn_of_learnt(prints)
         groups = _equal(prints) if groups is None else groups
         clusters, names = self._clusters(X), _numbered(groups, len(scores))
         self.fit_report_.pop("picked", None)    # only now: what could be refused has not been
         if images.ndim == 4:
             self.seen_ = np.unique(np.concatenate([getattr(self, "seen_", prints[:0]), prints]), axis=0)
         return self._calibrated(scores, clusters, names)
+
+    def _warn_of_learnt(self, prints: np.ndarray | None) -> None:
+        "Of pictures that would make the threshold too strict; ValueError where there are no others."
+        learnt = {bytes(p) for p in getattr(self, "learnt_", ())}
+        count = sum(bytes(p) in learnt for p in (() if prints is None else prints))
+        if count and count == len(prints):
+            raise ValueError(f"all {count} images were learnt from: a threshold takes normal images that were not.")
+        if count:
+            warnings.warn(f"{type(self).__name__}: {count} of {len(prints)} images were learnt from and look too "
+                          "normal: new normal images will be flagged more often than alpha.", UserWarning, stacklevel=3)
 
     def _calibrated(self, scores: np.ndarray, clusters: np.ndarray | None, names: np.ndarray) -> "Decisions":
         self.calibration_scores_, self.calibration_groups_ = scores, names
@@ -303,6 +317,7 @@ class Decisions:
             self.fit_report_["picked"] = self.fit_report_.get("picked", 0) + int(count.sum())
         if prints is not None:
             self.seen_ = np.concatenate([getattr(self, "seen_", prints[:0]), prints[keep | count]])
+            self.learnt_ = np.concatenate([getattr(self, "learnt_", prints[:0]), prints[keep]])
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
 
@@ -370,7 +385,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
     After fit: image_shape_; held_out_, bool [N], the images that set the threshold; fit_report_, what happened;
     calibration_scores_, calibration_groups_ and, where new images get a cluster, calibration_clusters_; n_features_in_
-    where rows were fitted. seen_, uint8 [n,16], digests of the pictures of the fit, of calibrations and of updates.
+    where rows were fitted. seen_, uint8 [n,16], digests of the pictures of the fit, of calibrations and of updates;
+    learnt_, of those that are remembered or learnt from.
     examples_, normal images to show beside others, where somebody has put some (chapter 44).
     """
 
@@ -410,6 +426,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
             if prints is not None:
                 self.seen_ = prints    # an update does not count them again
             self._learn(images, groups)
+            if prints is not None:
+                self.learnt_ = prints[~self.held_out_]
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -509,11 +527,20 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
     # ------------------------------------------------------------------------------------------------ parameters, files
 
+    def _check_names(self, params: Mapping[str, Any]) -> None:
+        "ValueError for a parameter that is not there, before any is set."
+        known = self.get_params(deep=False)
+        for name in (k.partition("__")[0] for k in params):
+            if name not in known:
+                raise ValueError(f"Invalid parameter {name!r} for {type(self).__name__}: choose from "
+                                 f"{', '.join(sorted(known))}.")
+
     def set_params(self, **params) -> "Detector":
         """Set parameters: whole stages, then knobs, then what reaches into stages. The fit stays what it was.
 
         None for a stage is the default one, as in the constructor.
         """
+        self._check_names(params)
         if unset := [k for k, v in params.items() if v is None and isinstance(getattr(self, k, None), Stage)]:
             params |= {k: getattr(type(self)(), k) for k in unset}
         for turn in range(3):
@@ -586,7 +613,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
 
 FORMAT = 2  # of saved detectors
-_KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples", "seen")
+_KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples", "seen",
+         "learnt")
 _OF_SKLEARN = {"_metadata_request", "_parent_callback_ctx", "_skl_callbacks", "_sklearn_output_config"}
 
 
@@ -660,6 +688,6 @@ def load(path, device: str | None = None) -> "Detector":
     header, arrays = _read(path)
     try:
         kind = find_class(header["module"], header["class"], Detector)
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}.") from None
     return _loaded(kind, path, header, arrays, device)

@@ -14,12 +14,13 @@ import io
 import json
 import os
 import re
+import select
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +245,8 @@ def _check_number(n: int, held: int, alpha: float) -> None:
 
     more = ", hold out more of them (--set calibration_fraction=0.5)" if held < n // 2 else ""
     if held < (least := least_groups(alpha)):
-        raise ValueError(f"{n} pictures are too few for a false-alarm rate of {alpha:g}: {least} must set the "
-                         f"threshold and {held} can; give {2 * least} or more{more}, or ask for --alpha "
+        raise ValueError(f"{n} different pictures are too few for a false-alarm rate of {alpha:g}: {least} must set "
+                         f"the threshold and {held} can; give {2 * least} or more{more}, or ask for --alpha "
                          f"{rounded_up(1 / (held + 1))}")
 
 
@@ -309,7 +310,7 @@ def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.folders import amount
     from clad.report import hidden_classes, keep_examples, sort_by_look
-    from clad.training import resolve_device
+    from clad.training import fingerprints, resolve_device
 
     _check_file(words.out, "--out")
     resolve_device(words.device)    # before the pictures are read
@@ -323,13 +324,14 @@ def _fit(words: argparse.Namespace) -> None:
     name, why = type(detector).__name__, default_detector()[2]
     with _talk(words) as say:
         pictures = _read(words, say, size=words.size)
+        different = len({bytes(p) for p in fingerprints(pictures.images)})    # copies are learnt from together, or not
         if "calibration_fraction" not in wanted:
-            detector.set_params(calibration_fraction=held_share(len(pictures), detector.alpha))
-        held = round(detector.calibration_fraction * len(pictures))
-        _check_number(len(pictures), held, detector.alpha)
+            detector.set_params(calibration_fraction=held_share(different, detector.alpha))
+        held = round(detector.calibration_fraction * different)
+        _check_number(different, held, detector.alpha)
         reason = "" if words.detector or words.settings else f" ({why})"
         long = "; some minutes (--set budget=20000: sooner, and less sure)" if "budget" in detector.get_params() else ""
-        say(f"fitting {name}{reason} on {len(pictures) - held:,} pictures; {held:,} set the threshold"
+        say(f"fitting {name}{reason} on {different - held:,} pictures; {held:,} set the threshold"
             + long * ("budget" not in wanted))
         begun = time.monotonic()
         detector.fit(pictures.images)
@@ -341,7 +343,7 @@ def _fit(words: argparse.Namespace) -> None:
     print(f"{words.out}: {name}, {amount(Path(words.out).stat().st_size)}, fitted in {seconds:,.0f} s")
     if getattr(detector, "n_clusters", None) == "auto":
         print(f"{detector.n_clusters_} hidden classes, as the pictures suggest")
-    if len(detector.calibration_scores_) * detector.alpha >= 1 - detector.alpha - 1e-9:
+    if not detector._too_few():
         print(detector.certificate())
 
 # %% ../nbs/49_cli.ipynb #74bb8662
@@ -686,6 +688,17 @@ def _any_name_shown() -> Iterator[None]:
         stream.reconfigure(errors=before)
 
 
+def _reader_left() -> bool:
+    "Whether nobody reads the output any more, as after `| head`; the rest of it then goes nowhere."
+    with suppress(OSError, ValueError, AttributeError):    # no file, a closed one, a system without poll
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if any(event & select.POLLERR for _, event in output.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return True
+    return False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     "The `clad` command; returns its exit code (0; 1 after an error, in one sentence; 130 after Ctrl-C)."
     words, unknown = _parser().parse_known_args(arguments)
@@ -699,14 +712,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _any_name_shown():
             commands[words.command](words)
             sys.stdout.flush()
-    except BrokenPipeError:    # as of `| head`: what was written is whole, and nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         kept = "finished runs are recorded, the same command goes on from there"
         kept = kept if words.command == "reproduce" else "no file is half written"
         print(f"clad: interrupted; {kept}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 0
         said = re.sub(r"^\[Errno \d+\] ", "", str(error) or type(error).__name__)
         print(f"clad: {' '.join(said.split())}", file=sys.stderr)
         return 1

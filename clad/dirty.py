@@ -13,28 +13,36 @@ import pandas as pd
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold
 
-from .base import Detector, _numbered
+from .base import Detector, _equal, _numbered
+from .training import fingerprints
 
 # %% ../nbs/48_dirty.ipynb #c22a2f55
 def suspects(detector: Detector, X, groups=None, folds: int = 5) -> pd.DataFrame:
     """The images of a training set, most suspect first: a list to look at, not to delete unseen.
 
-    detector: cloned, and fitted `folds` times; groups: [N], near-duplicates alike, kept on one side. Returns columns
+    detector: cloned, and fitted `folds` times; groups: [N], near-duplicates alike, kept on one side
+    (without them equal pictures are). Returns columns
     image (position in X), stranger_than (share of its fold, in [0, 1)) and score (of that fold's fit). ValueError
     where there are fewer images or groups than folds.
     """
     images = clone(detector)._checked(X)
+    copies = _equal(fingerprints(images)) if groups is None and images.ndim == 4 else None
+    groups = groups if copies is None else copies    # one copy would vouch for another
     names = _numbered(groups, len(images))
     if not 2 <= folds <= names.max() + 1:
         raise ValueError(f"folds is {folds!r}: choose 2 or more, at most one an image or group ({names.max() + 1}).")
     lot = np.random.default_rng(0).permutation(names.max() + 1)[names]  # neighbours in the folder are not one fold
     scores, beyond = np.empty(len(images)), np.empty(len(images))
-    for rest, part in GroupKFold(folds).split(images, groups=lot):
+    parts = list(GroupKFold(folds).split(images, groups=lot))
+    for rest, part in parts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             fitted = clone(detector).set_params(calibration_fraction=0.0).fit(
                 images[rest], groups=None if groups is None else names[rest])
         scores[part] = fitted.score_samples(images[part])
-        beyond[part] = 1 - np.searchsorted(np.sort(scores[part]), scores[part], side="right") / len(part)
+    if copies is not None:    # equal pictures, equal scores to the last bit
+        scores = scores[np.unique(copies, return_index=True)[1]][copies]
+    for _, part in parts:
+        beyond[part] = 1 - (np.searchsorted(np.sort(scores[part]), scores[part]) + 1) / len(part)
     table = pd.DataFrame({"image": np.arange(len(images)), "stranger_than": beyond, "score": scores})
     return table.sort_values(["stranger_than", "score"], ascending=[False, True], kind="stable", ignore_index=True)

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
-from .images import SUFFIXES, holds_grey, list_files, read_files, unreadable
+from .images import SUFFIXES, free_memory, holds_grey, list_files, read_files, unreadable
 
 # %% auto #0
 __all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'Pictures', 'read_pictures', 'carry_out']
@@ -143,7 +142,7 @@ def _mode(found: Scan, mode: str | None) -> str:
 
 def _cache(nbytes: int, cache: str | os.PathLike | None) -> Path | None:
     "Where the pictures are streamed through, if anywhere; OSError without room on the disk, ValueError without memory."
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if cache == "auto":
         cache = Path(user_cache_dir("clad")) / "pictures" if nbytes > free / 4 else None
     if cache is None:

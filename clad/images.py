@@ -21,7 +21,8 @@ import psutil
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'from_folder', 'Part', 'check_images']
+__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'free_memory', 'from_folder', 'Part',
+           'check_images']
 
 # %% ../nbs/51_images.ipynb #2b946883
 def _check_fields(data: ImageSet) -> None:
@@ -299,9 +300,27 @@ def _height_width(size: object) -> tuple[int, int] | None:
     return pair
 
 # %% ../nbs/51_images.ipynb #9b8d2299
+_CGROUPS = (("memory.max", "memory.current", "inactive_file"),  # version 2 and version 1: limit, use, cached files
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"))
+
+
+def free_memory(cgroup: str | Path = "/sys/fs/cgroup") -> int:
+    "Bytes that can still be had: available on the machine, or less where a container's limit leaves less."
+    free = psutil.virtual_memory().available
+    for limit, used, cached in _CGROUPS:
+        try:
+            limit, used = Path(cgroup, limit), Path(cgroup, used)
+            facts = dict(line.split() for line in (used.parent / "memory.stat").read_text().splitlines())
+            left = int(limit.read_text()) - int(used.read_text()) + int(facts.get(cached, 0))
+            free = min(free, max(0, left))
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+    return free
+
+
 def _check_memory(shape: tuple[int, int, int, int]) -> None:
     "Raise ValueError when uint8 images of `shape` [N, C, H, W] do not fit into the memory that is free."
-    needed, free = shape[0] * shape[1] * shape[2] * shape[3], psutil.virtual_memory().available
+    needed, free = shape[0] * shape[1] * shape[2] * shape[3], free_memory()
     if needed > free:
         raise ValueError(f"{shape[0]:,} images of {shape[2]}x{shape[3]} pixels take {needed / 1e9:,.1f} GB, but "
                          f"{free / 1e9:,.1f} GB of memory are available; choose a smaller size.")

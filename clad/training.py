@@ -226,10 +226,10 @@ class Checkpoint:
             if self.path is None or not self.path.exists():
                 return None
             state = torch.load(self.path, weights_only=True, map_location="cpu")
+            torch.set_rng_state(state["rng"])
         except Exception as error:
             warnings.warn(f"{self.path.name} cannot be read ({error!r}); starting that stage over.", stacklevel=2)
             return None
-        torch.set_rng_state(state["rng"])
         for i, cuda_state in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):  # empty unless on a GPU
             torch.cuda.set_rng_state(cuda_state, i)
         self.elapsed = state.get("elapsed", 0.0)
@@ -478,7 +478,7 @@ class Stage(BaseEstimator):
 
 @contextmanager
 def exact() -> Iterator[None]:
-    "Scores and whatever they are held against: float32 in full on a GPU too, and the same way each time."
+    "Scores and whatever they are held against: convolutions in full float32 on a GPU too, and the same way each time."
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 

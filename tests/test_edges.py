@@ -146,6 +146,14 @@ def test_a_parameter_of_a_wrong_type_is_named(words):
         WRONG[words]()
 
 
+def test_another_pipe_that_breaks_is_an_error(tmp_path):
+    "A table that is written to a pipe whose reader leaves is cut short, whoever reads the output."
+    code = ("import sys, unittest.mock as m; from clad.cli import main\n"
+            "with m.patch('clad.cli._list', side_effect=BrokenPipeError(32, 'Broken pipe')): sys.exit(main(['list']))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "clad: Broken pipe\n")
+
+
 def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path, capsys):
     clad.OCSVM().fit(PICTURES).save(tmp_path / "m.clad")
     assert main(["score", str(tmp_path / "m.clad"), str(tmp_path), "--out", str(tmp_path / "s.csv"),
@@ -306,7 +314,7 @@ def test_too_few_pictures_are_refused_before_the_fit_and_rates_that_nothing_can_
     folder, file = save_all(tmp_path / "p", PICTURES[:60]), tmp_path / "m.clad"
     assert main(["fit", folder, "--detector", "OCSVM", "--out", str(file), "--alpha", "0.01"]) != 0
     said = capsys.readouterr().err
-    assert "60 pictures are too few" in said and "give 198 or more" in said and "--alpha 0.0323" in said
+    assert "60 different pictures are too few" in said and "give 198 or more" in said and "--alpha 0.0323" in said
     assert not file.exists()
     for n, code in ((37, 1), (38, 0)):    # what the README says of 5 %
         few = save_all(tmp_path / str(n), PICTURES[:n])
@@ -413,3 +421,55 @@ def test_a_reader_that_leaves_is_no_error():
 def test_a_device_that_is_not_there_is_refused_before_the_folder_is_read(tmp_path, capsys):
     assert main(["fit", str(tmp_path / "none"), "--out", str(tmp_path / "m.clad"), "--device", "moon"]) == 1
     assert "device 'moon' is not available" in capsys.readouterr().err
+
+
+def test_copies_count_once_in_the_command(tmp_path, capsys):
+    "40 pictures, each twice: nothing is fitted that can set no threshold."
+    (tmp_path / "good").mkdir()
+    for i, picture in enumerate(np.repeat(PICTURES[:40, 0], 2, axis=0)):
+        Image.fromarray(picture).save(tmp_path / "good" / f"{i}.png")
+    words = ["fit", str(tmp_path / "good"), "--out", str(tmp_path / "m.clad"), "--detector", "OCSVM"]
+    assert main([*words, "--alpha", "0.04"]) == 1 and not (tmp_path / "m.clad").exists()
+    assert "40 different pictures are too few" in capsys.readouterr().err
+    assert main([*words, "--alpha", "0.1"]) == 0
+    said = capsys.readouterr()
+    assert "on 30 pictures; 10 set the threshold" in said.err and "With 95% confidence" in said.out
+    assert main(["score", str(tmp_path / "m.clad"), str(tmp_path / "good"), "--out", str(tmp_path / "s.csv")]) == 0
+
+
+def test_a_threshold_does_not_rest_on_pictures_that_were_learnt_from(tmp_path):
+    detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
+    learnt, held = PICTURES[~detector.held_out_], PICTURES[detector.held_out_]
+    again = reloaded(detector, tmp_path / "m.clad")
+    for one in (detector, again):
+        with pytest.raises(ValueError, match="all 84 images were learnt from"):
+            one.calibrate(learnt)
+        with pytest.warns(UserWarning, match="3 of 39 images were learnt from"):
+            one.calibrate(np.concatenate([learnt[:3], held]))
+    new = PICTURES[:40, :, ::-1]
+    remembered = detector.update(new).learnt_
+    assert len(remembered) == len(learnt) + detector.fit_report_["updates"][-1]["remembered"] > len(learnt)
+
+
+def test_a_parameter_that_is_not_there_sets_no_other():
+    detector = brief()
+    with pytest.raises(ValueError, match="Invalid parameter 'bogus' for CLAD"):
+        detector.set_params(representation=clad.Autoencoder(hidden_dim=7), bogus=1)
+    assert detector.representation.hidden_dim == brief().representation.hidden_dim
+
+
+def test_copies_do_not_vouch_for_one_another():
+    odd = np.full((1, 1, 16, 16), 255, np.uint8)
+    odd[..., ::2, :] = 0
+    table = clad.suspects(clad.GCN(), np.concatenate([PICTURES, *[odd] * 10]))
+    assert set(table.image[:14]) >= set(range(120, 130))    # the strangest of their fold, as four others are of theirs
+
+
+def test_a_file_with_a_part_of_another_version_is_named(tmp_path):
+    path = tmp_path / "m.clad"
+    clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES).save(path)
+    header, arrays = clad.files.read_bundle(path)
+    header["stages"]["member"]["what"]["module"] = "clad.later"
+    clad.files.write_bundle(path, arrays, header)
+    with pytest.raises(ValueError, match=r"m\.clad cannot be loaded: it names clad\.later"):
+        clad.load(path)

@@ -224,7 +224,7 @@ def test_no_more_at_once_than_fit_in_memory(monkeypatch):
     need = experiments.memory(Run("cifar10", "LIV", "OCSVM"), size)
     assert need > 8 * 30_000**2
     for free, jobs in ((10 * need, 4), (2.5 * need, 2), (0.5 * need, 1)):
-        monkeypatch.setattr(experiments.psutil, "virtual_memory", lambda free=free: type("", (), {"available": free}))
+        monkeypatch.setattr(experiments, "free_memory", lambda free=free: int(free))
         assert experiments.width(need, 4) == jobs
 
 

@@ -403,7 +403,7 @@ ONE = dict.fromkeys(("check_dont_overwrite_parameters", "check_methods_subset_in
 @pytest.mark.filterwarnings("ignore")
 def test_rows_keep_the_contract_of_scikit_learn(name):
     "All of scikit-learn's checks on tables but those that a detector made of stages cannot pass, each with its reason."
-    more = {"CLAD": ONE, "OCNN": {}}.get(name, ROUNDING)
+    more = ONE if name == "CLAD" else ROUNDING
     detector = getattr(clad, name).from_settings("smoke", alpha=0.5, calibration_fraction=0.3, **SMALL[name])
     found = check_estimator(detector, on_fail=None, expected_failed_checks=EXPECTED | more)
     failed = {f["check_name"]: f["exception"] for f in found if f["status"] == "failed"}
