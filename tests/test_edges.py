@@ -471,5 +471,5 @@ def test_a_file_with_a_part_of_another_version_is_named(tmp_path):
     header, arrays = clad.files.read_bundle(path)
     header["stages"]["member"]["what"]["module"] = "clad.later"
     clad.files.write_bundle(path, arrays, header)
-    with pytest.raises(ValueError, match=r"m\.clad cannot be loaded: it names clad\.later"):
+    with pytest.raises(ValueError, match=r"m\.clad cannot be loaded: .*it names clad\.later"):
         clad.load(path)
