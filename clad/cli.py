@@ -257,13 +257,17 @@ def held_share(n: int, alpha: float) -> float:
     return min(0.5, max(0.1, (least_groups(alpha) + 0.5) / n))
 
 # %% ../nbs/49_cli.ipynb #ccecbbd4
+def _plain(text: str) -> str:
+    "Text for a terminal: what it would obey instead of showing is written as its code."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @contextmanager
 def _talk(words: argparse.Namespace) -> Iterator[Any]:
     "A function that says a line on the error stream unless --quiet; warnings are said by it for the length of a block."
     def say(text: object) -> None:
         if not words.quiet:
-            plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
-            print(f"clad: {plain}", file=sys.stderr, flush=True)
+            print(f"clad: {_plain(' '.join(str(text).split()))}", file=sys.stderr, flush=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -284,6 +288,8 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
     decided = plan(words.folder, size, "L" if words.grey else None, like=like, strict=words.strict,
                    cache=words.cache_dir or "auto", verbose=_bars(words))
     say(decided)
+    if decided.scan.others:
+        say(f"left out: {decided.scan.others:,} files that are no pictures by their names")
     pictures = carry_out(decided, words.strict, _bars(words))
     for why in list(pictures.skipped.values())[:5]:
         say(f"left out: {why}")
@@ -382,7 +388,7 @@ def _score(words: argparse.Namespace) -> None:
     if page is not None:
         print(f"{words.report}: {amount(page.stat().st_size)}")
     strangest = table.sort_values(["p_value", "score"], ascending=[True, False]).head(3)
-    print(*(f"  p {row.p_value:.3g}  {row.file}" for row in strangest.itertuples()), sep="\n")
+    print(*(f"  p {row.p_value:.3g}  {_plain(row.file)}" for row in strangest.itertuples()), sep="\n")
 
 # %% ../nbs/49_cli.ipynb #5d3d10df
 def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, say: Any) -> Path:
@@ -701,6 +707,8 @@ def _reader_left() -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     "The `clad` command; returns its exit code (0; 1 after an error, in one sentence; 130 after Ctrl-C)."
+    for name in (name for name in ("stdout", "stderr") if getattr(sys, name) is None):    # closed by the caller
+        setattr(sys, name, open(os.devnull, "w"))
     words, unknown = _parser().parse_known_args(arguments)
     if unknown:    # the usage of this command, and the flag that was probably meant
         flags = re.findall(r"--[\w-]+", words.own.format_usage())

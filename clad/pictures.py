@@ -532,7 +532,8 @@ def _write_overview(records: pd.DataFrame, figures: Path, pairs: pd.DataFrame) -
     if len(pairs):
         before = ("CLAD against each other method on the same test images: DeLong's paired test, from the ranks beside "
                   "the records; `p` is that of the least favourable pair of seeds, `p (Holm)` is corrected within a "
-                  "scenario. It knows the sampling of the test images, and of the seeds only what was run.\n")
+                  "scenario. It knows the sampling of the test images (of GTSRB, where thirty frames of a track are "
+                  "nearly the same picture, as if they were one), and of the seeds only what was run.\n")
         paths += write_table(pairs, "pairs", figures, "CLAD against the others within a scenario", before, 3)
     if frame.seeds.any():
         paths.append(_save(figures / "overview.png", (7.5, 5.4), functools.partial(plot_overview, frame)))

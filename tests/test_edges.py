@@ -473,3 +473,23 @@ def test_a_file_with_a_part_of_another_version_is_named(tmp_path):
     clad.files.write_bundle(path, arrays, header)
     with pytest.raises(ValueError, match=r"m\.clad cannot be loaded: .*it names clad\.later"):
         clad.load(path)
+
+
+def test_an_update_with_what_is_flagged_asks_whether_it_is_normal():
+    detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
+    with pytest.warns(UserWarning, match="100% of these images were flagged before"):
+        detector.update(RNG.integers(0, 255, (20, 1, 16, 16)).astype(np.uint8))
+
+
+def test_files_that_are_no_pictures_are_counted_and_closed_streams_are_no_failure(tmp_path):
+    (tmp_path / "good").mkdir()
+    for i, picture in enumerate(PICTURES[:60, 0]):
+        Image.fromarray(picture).save(tmp_path / "good" / f"{i}.png")
+    (tmp_path / "good" / "notes.txt").write_text("")
+    (tmp_path / "good" / "one.gif").write_bytes(b"GIF")
+    command = f"{sys.executable} -c 'import sys; from clad.cli import main; sys.exit(main(sys.argv[1:]))' "
+    fit = command + "fit good --out m.clad --detector GCN --alpha 0.2"
+    said = subprocess.run(fit, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0 and "left out: 2 files that are no pictures by their names" in said.stderr
+    silent = subprocess.run(command + "score m.clad good --out s.csv >&- 2>&-", shell=True, cwd=tmp_path)
+    assert silent.returncode == 0 and len((tmp_path / "s.csv").read_text().splitlines()) == 61
