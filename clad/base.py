@@ -152,7 +152,7 @@ class Decisions:
 
     def _warn_of_learnt(self, prints: np.ndarray | None) -> None:
         "Of pictures that would make the threshold too strict; ValueError where there are no others."
-        learnt = {bytes(p) for p in getattr(self, "learnt_", ())}
+        learnt = {bytes(p) for p in getattr(self, "learnt_prints_", ())}
         count = sum(bytes(p) in learnt for p in (() if prints is None else prints))
         if count and count == len(prints):
             raise ValueError(f"all {count} images were learnt from: a threshold takes normal images that were not.")
@@ -284,7 +284,8 @@ class Decisions:
         false alarm is fine"): all are remembered, or, without a memory, those that are flagged calibrate. Images that
         the fit, a calibration or an update has seen (not rows of numbers, which may well be alike), or that come
         twice, count once: a warning says how many, ValueError where there are no others (picked ones with a memory are
-        remembered again, without a word). Warns where more than half were flagged before. Returns self; `fit_report_["updates"]` says what was done. What fails changes
+        remembered again, without a word). Warns where more than half were flagged before.
+        Returns self; `fit_report_["updates"]` says what was done. What fails changes
         nothing.
         """
         self._check_alpha()
@@ -322,7 +323,7 @@ class Decisions:
             self.fit_report_["picked"] = self.fit_report_.get("picked", 0) + int(count.sum())
         if prints is not None:
             self.seen_ = np.concatenate([getattr(self, "seen_", prints[:0]), prints[keep | count]])
-            self.learnt_ = np.concatenate([getattr(self, "learnt_", prints[:0]), prints[keep]])
+            self.learnt_prints_ = np.concatenate([getattr(self, "learnt_prints_", prints[:0]), prints[keep]])
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
 
@@ -391,7 +392,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
     After fit: image_shape_; held_out_, bool [N], the images that set the threshold; fit_report_, what happened;
     calibration_scores_, calibration_groups_ and, where new images get a cluster, calibration_clusters_; n_features_in_
     where rows were fitted. seen_, uint8 [n,16], digests of the pictures of the fit, of calibrations and of updates;
-    learnt_, of those that are remembered or learnt from.
+    learnt_prints_, of those that are remembered or learnt from.
     examples_, normal images to show beside others, where somebody has put some (chapter 44).
     """
 
@@ -432,7 +433,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
                 self.seen_ = prints    # an update does not count them again
             self._learn(images, groups)
             if prints is not None:
-                self.learnt_ = prints[~self.held_out_]
+                self.learnt_prints_ = prints[~self.held_out_]
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -619,7 +620,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
 FORMAT = 2  # of saved detectors
 _KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples", "seen",
-         "learnt")
+         "learnt_prints")
 _OF_SKLEARN = {"_metadata_request", "_parent_callback_ctx", "_skl_callbacks", "_sklearn_output_config"}
 
 

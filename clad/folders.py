@@ -64,6 +64,8 @@ def scan(folder: str | os.PathLike, verbose: bool = False) -> Scan:
 
     Raises FileNotFoundError or NotADirectoryError where there is no such folder, ValueError where it holds no pictures.
     """
+    if not os.fspath(folder):
+        raise FileNotFoundError("the name of the folder is empty: name a folder that holds pictures, '.' for this one")
     folder = Path(folder).expanduser()
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {shown(folder)}: name a folder that holds pictures")

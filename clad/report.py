@@ -447,15 +447,28 @@ def _certificate(detector: Detector) -> str:
         return f"No certificate: {error}"
 
 # %% ../nbs/44_report.ipynb #b8f31d0d
+def _in_step(table: pd.DataFrame, images: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    "A table and its images, one for each row."
+    if table.index.equals(pd.RangeIndex(len(images))):
+        return table, images
+    if not (pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
+            and table.index.isin(range(len(images))).all()):
+        raise ValueError(f"the index of the table must say which of the {len(images)} images is whose, from 0 on: "
+                         "give the images that were scored, and the table as score_pictures gave it, sorted or cut")
+    return table.reset_index(drop=True), images[table.index.to_numpy()]
+
+
 def write_report(path: str | os.PathLike, detector: Detector, table: pd.DataFrame, images: np.ndarray, *,
                  title: str = "", skipped: dict[str, str] | None = None, fdr: float | None = None,
                  thumbnails: int = 10_000, reasons: Reasons | None = None, explained: int = 24) -> Path:
     """Write the page for a table of `score_pictures` as one HTML file, whole or not at all. Returns the path.
 
-    images: uint8 [N,C,H,W], in the order of the table; title; skipped: files that were left out, with the reason; fdr:
+    images: uint8 [N,C,H,W], those that were scored; the index of the table says which is whose, so it may have been
+    sorted or cut since (ValueError for another index); title; skipped: files that were left out, with the reason; fdr:
     as it was given there; thumbnails: at most so many, of the strangest pictures. reasons: explains at most `explained`
     flagged pictures, the strangest; each takes some fifty scores, and the scale of the maps three thousand.
     """
+    table, images = _in_step(table, images)
     order = np.lexsort((-table.score.to_numpy(), table.p_value.to_numpy()))
     galleries = [i for _, strips in _galleries(table) for _, index in strips for i in index]
     shown = np.array(list(dict.fromkeys([*order[:thumbnails].tolist(), *galleries])), dtype=int)

@@ -447,7 +447,7 @@ def test_a_threshold_does_not_rest_on_pictures_that_were_learnt_from(tmp_path):
         with pytest.warns(UserWarning, match="3 of 39 images were learnt from"):
             one.calibrate(np.concatenate([learnt[:3], held]))
     new = PICTURES[:40, :, ::-1]
-    remembered = detector.update(new).learnt_
+    remembered = detector.update(new).learnt_prints_
     assert len(remembered) == len(learnt) + detector.fit_report_["updates"][-1]["remembered"] > len(learnt)
 
 
@@ -493,3 +493,18 @@ def test_files_that_are_no_pictures_are_counted_and_closed_streams_are_no_failur
     assert said.returncode == 0 and "left out: 2 files that are no pictures by their names" in said.stderr
     silent = subprocess.run(command + "score m.clad good --out s.csv >&- 2>&-", shell=True, cwd=tmp_path)
     assert silent.returncode == 0 and len((tmp_path / "s.csv").read_text().splitlines()) == 61
+
+
+def test_a_sorted_table_keeps_its_pictures(tmp_path):
+    detector = clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES)
+    images = np.stack([np.full((1, 16, 16), 20 * i, np.uint8) for i in range(6)])
+    table = score_pictures(detector, images, [f"{i}.png" for i in range(6)])
+    turned = table.iloc[::-1]
+    same = write_report(tmp_path / "a.html", detector, turned.reset_index(drop=True), images[::-1]).read_text()
+    assert write_report(tmp_path / "b.html", detector, turned, images).read_text() == same
+    assert write_report(tmp_path / "c.html", detector, table, images).read_text() != same
+    for wrong, pictures in ((table, images[:5]), (table.set_index("file"), images)):
+        with pytest.raises(ValueError, match="which of the"):
+            write_report(tmp_path / "d.html", detector, wrong, pictures)
+    with pytest.raises(FileNotFoundError, match="name of the folder is empty"):
+        clad.read_pictures("")
