@@ -87,10 +87,14 @@ def sort_by_look(detector: Detector, images: np.ndarray, n_classes: int = 8) -> 
 
 def hidden_classes(detector: Detector, images: np.ndarray) -> np.ndarray | None:
     "Hidden class of each image, int64 [N], by the detector or by `sort_by_look`; None where neither knows."
-    clusters, looks = detector._clusters(images), detector.fit_report_.get("looks")
-    if clusters is not None or looks is None:
-        return clusters
-    return (_coarse(images) @ np.array(looks).T - (np.array(looks) ** 2).sum(1) / 2).argmax(1)
+    if hasattr(detector, "predict_cluster"):
+        try:
+            return detector.predict_cluster(images)
+        except ValueError:    # none for new images
+            pass
+    looks = detector.fit_report_.get("looks")
+    return None if looks is None else (_coarse(images) @ np.array(looks).T
+                                       - (np.array(looks) ** 2).sum(1) / 2).argmax(1)
 
 # %% ../nbs/44_report.ipynb #c4e89ae3
 def keep_examples(detector: Detector, images: np.ndarray, most: int = 200) -> Detector:
