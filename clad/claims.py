@@ -111,7 +111,7 @@ def gather(records: pd.DataFrame, results: str | Path, settings: str = "short",
            and own.scenario.nunique() == sum(len(s.normal) > 1 for s in SCENARIOS[name].values())}
     return Evidence(areas.reindex(index=places, columns=list(METHODS)), points[points.seeds >= least],
                     deepsvdd_mean(records, settings), seed_spread(clad[clad.dataset == "mnist"]), apart,
-                    _mix_classes(clad, results), nmi, _nothing() if labels is None else labels,
+                    _mix_classes(clad, results, least), nmi, _nothing() if labels is None else labels,
                     "not run" if least == 1 else f"not run with {least} seeds")
 
 # %% ../nbs/33_claims.ipynb #33a0000a1
@@ -128,10 +128,10 @@ def seed_spread(records: pd.DataFrame) -> float:
     return 100 * math.sqrt((cells["var"] * (cells["size"] - 1)).sum() / free) if free else 0.0
 
 
-def _mix_classes(clad: pd.DataFrame, results: str | Path) -> pd.DataFrame:
-    "AUROC of each digit against the other side on MIX, mean over the records of CLAD."
+def _mix_classes(clad: pd.DataFrame, results: str | Path, least: int) -> pd.DataFrame:
+    "AUROC of each digit against the other side on MIX, mean over the records of CLAD; nothing from fewer than `least`."
     paths = clad[(clad.dataset == "mnist") & (clad.scenario == "MIX")].path
-    rows = [{"class": name, **entry} for path in paths
+    rows = [{"class": name, **entry} for path in (paths if len(paths) >= least else ())
             for name, entry in read_record(Path(results) / path)["outcome"].get("per_class", {}).items()]
     if not rows:
         return _nothing()
