@@ -136,13 +136,15 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     for ax, (scenario, own) in zip(axes, parts):
         for row in own.itertuples():
             y, (colour, marker) = methods.index(row.method), STYLES[row.method]
-            ax.plot(row.published, y, marker, mfc="white", color=colour, ms=_size(row.method), zorder=2)
+            ax.plot(row.published, y, marker, mfc="none", color=colour, ms=_size(row.method), zorder=4)
             if row.seeds:
                 ax.errorbar(row.auroc, y, xerr=row.interval, fmt=marker, color=colour, ms=_size(row.method), zorder=3)
                 other = "" if row.settings == settings else f" {row.settings}"
                 ax.text(1.0, y, f"{row.auroc:.1f}{other}", transform=ax.get_yaxis_transform(), fontsize=7,
                         va="center", ha="right")
         _frame_panel(ax, scenario, methods)
+        ax.set_title("ours", fontsize=8, loc="right")    # over the column of numbers
+        ax.axvline(101.5, color="0.7", lw=0.8)
     low = _reach(frame)[0] - 3    # on the right there is room for the numbers
     axes[0].set(xticks=range(20 * math.ceil(low / 20), 101, 20), ylim=(len(methods) - 0.4, -0.6))
     axes[0].set_xlim(low, low + (101.5 - low) / 0.77)
