@@ -150,10 +150,14 @@ class Decisions:
             self.seen_ = np.unique(np.concatenate([getattr(self, "seen_", prints[:0]), prints]), axis=0)
         return self._calibrated(scores, clusters, names)
 
+    def _were_learnt(self, prints: np.ndarray) -> np.ndarray:
+        "Mask of the pictures, by their digests uint8 [N,16], that are remembered or learnt from, bool [N]."
+        learnt = {bytes(p) for p in getattr(self, "learnt_prints_", ())}
+        return np.array([bytes(p) in learnt for p in prints], dtype=bool)
+
     def _warn_of_learnt(self, prints: np.ndarray | None) -> None:
         "Of pictures that would make the threshold too strict; ValueError where there are no others."
-        learnt = {bytes(p) for p in getattr(self, "learnt_prints_", ())}
-        count = sum(bytes(p) in learnt for p in (() if prints is None else prints))
+        count = 0 if prints is None else int(self._were_learnt(prints).sum())
         if count and count == len(prints):
             raise ValueError(f"all {count} images were learnt from: a threshold takes normal images that were not.")
         if count:

@@ -367,6 +367,7 @@ def _score(words: argparse.Namespace) -> None:
     "Score a folder, write the table and the page, and print what stands out."
     from clad.folders import amount
     from clad.report import score_pictures, write_scores
+    from clad.training import fingerprints
 
     if words.reasons < 0:
         raise ValueError(f"--reasons is {words.reasons}: give a number of pictures, or 0 for none")
@@ -378,6 +379,8 @@ def _score(words: argparse.Namespace) -> None:
         taken.append(Path(path).resolve())
     with _talk(words) as say:
         pictures = _read(words, say, like=detector)
+        if known := int(detector._were_learnt(fingerprints(pictures.images)).sum()):
+            say(f"{known:,} of {len(pictures):,} pictures were learnt from: they look too normal, and are hardly flagged")
         table = score_pictures(detector, pictures.images, pictures.files, words.fdr, _bars(words))
         write_scores(words.out, table, pictures.skipped)
         page = None if words.report is None else _page(words, detector, table, pictures, say)

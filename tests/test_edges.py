@@ -15,6 +15,8 @@ from sklearn.base import clone
 import clad
 import clad.base
 import clad.cli
+import clad.encoder
+import clad.floors
 import clad.training
 from clad.cli import main
 from clad.dec import GivenLabels
@@ -435,6 +437,7 @@ def test_copies_count_once_in_the_command(tmp_path, capsys):
     said = capsys.readouterr()
     assert "on 30 pictures; 10 set the threshold" in said.err and "With 95% confidence" in said.out
     assert main(["score", str(tmp_path / "m.clad"), str(tmp_path / "good"), "--out", str(tmp_path / "s.csv")]) == 0
+    assert "60 of 80 pictures were learnt from" in capsys.readouterr().err
 
 
 def test_a_threshold_does_not_rest_on_pictures_that_were_learnt_from(tmp_path):
@@ -508,3 +511,13 @@ def test_a_sorted_table_keeps_its_pictures(tmp_path):
             write_report(tmp_path / "d.html", detector, wrong, pictures)
     with pytest.raises(FileNotFoundError, match="name of the folder is empty"):
         clad.read_pictures("")
+
+
+def test_an_encoder_that_is_not_there_is_said_before_anything_is_trained(monkeypatch):
+    def needed(module):
+        raise ImportError(f"{module} is not installed")
+
+    monkeypatch.setattr(clad.encoder, "_needed", needed)
+    monkeypatch.setattr(clad.floors.GCNNeighbours, "_fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ImportError, match="timm is not installed"):
+        clad.CLADPlus(encoder="auto").fit(PICTURES)
