@@ -380,7 +380,7 @@ def _score(words: argparse.Namespace) -> None:
     with _talk(words) as say:
         pictures = _read(words, say, like=detector)
         if known := int(detector._were_learnt(fingerprints(pictures.images)).sum()):
-            say(f"{known:,} of {len(pictures):,} pictures were learnt from: they look too normal, and are hardly flagged")
+            say(f"{known:,} of {len(pictures):,} pictures were learnt from: they look too normal to be flagged")
         table = score_pictures(detector, pictures.images, pictures.files, words.fdr, _bars(words))
         write_scores(words.out, table, pictures.skipped)
         page = None if words.report is None else _page(words, detector, table, pictures, say)
