@@ -10,6 +10,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from scipy.stats import norm
 from sklearn.base import clone
 
 import clad
@@ -18,10 +19,12 @@ import clad.cli
 import clad.encoder
 import clad.floors
 import clad.training
+from clad import reports
 from clad.cli import main
 from clad.dec import GivenLabels
 from clad.encoder import EncoderNeighbours
 from clad.floors import RowNeighbours
+from clad.metrics import delong_test
 from clad.report import score_pictures, write_report
 from clad.transforms import Transforms
 
@@ -521,3 +524,16 @@ def test_an_encoder_that_is_not_there_is_said_before_anything_is_trained(monkeyp
     monkeypatch.setattr(clad.floors.GCNNeighbours, "_fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ImportError, match="timm is not installed"):
         clad.CLADPlus(encoder="auto").fit(PICTURES)
+
+
+def test_frames_of_a_track_count_once_in_errors_and_tests():
+    "GTSRB: thirty frames as one, so errors are the square root of thirty times as large."
+    runs = pd.DataFrame({"auroc": [0.7, 0.71, 0.72], "auroc_se": [0.01] * 3})
+    places = (("mnist", "CUR"), ("gtsrb", "REGN"))
+    assert np.allclose([reports._row(*place, "OCSVM", "short", runs)["se"] for place in places], [1, np.sqrt(30)])
+    truth, good, poor = np.arange(200) % 2 == 1, np.arange(200) % 2 + RNG.normal(0, 1, 200), RNG.normal(0, 1, 200)
+    read = {"a": (truth, good), "b": (truth, poor)}
+    own = pd.DataFrame({"method": ["CLAD", "OCSVM"], "path": ["a", "b"], "auroc": [0.7, 0.5]})
+    plain, careful = (reports._paired(own.assign(dataset=name), read, "OCSVM")["p"] for name, _ in places)
+    assert np.isclose(plain, delong_test(truth, good, poor)[1]) and plain < 1e-3
+    assert np.isclose(norm.isf(careful / 2), norm.isf(plain / 2) / np.sqrt(30))
