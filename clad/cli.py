@@ -696,7 +696,7 @@ def _any_name_shown() -> Iterator[None]:
     finally:
         stream.reconfigure(errors=before)
 
-
+# %% ../nbs/49_cli.ipynb #934d1998
 def _reader_left() -> bool:
     "Whether nobody reads the output any more, as after `| head`; the rest of it then goes nowhere."
     with suppress(OSError, ValueError, AttributeError):    # no file, a closed one, a system without poll
@@ -707,7 +707,7 @@ def _reader_left() -> bool:
             return True
     return False
 
-
+# %% ../nbs/49_cli.ipynb #3a4a5b9c
 def main(arguments: Sequence[str] | None = None) -> int:
     "The `clad` command; returns its exit code (0; 1 after an error, in one sentence; 130 after Ctrl-C)."
     for name in (name for name in ("stdout", "stderr") if getattr(sys, name) is None):    # closed by the caller

@@ -461,7 +461,7 @@ def _in_step(table: pd.DataFrame, images: np.ndarray) -> tuple[pd.DataFrame, np.
                          "give the images that were scored, and the table as score_pictures gave it, sorted or cut")
     return table.reset_index(drop=True), images[table.index.to_numpy()]
 
-
+# %% ../nbs/44_report.ipynb #c3f5538b
 def write_report(path: str | os.PathLike, detector: Detector, table: pd.DataFrame, images: np.ndarray, *,
                  title: str = "", skipped: dict[str, str] | None = None, fdr: float | None = None,
                  thumbnails: int = 10_000, reasons: Reasons | None = None, explained: int = 24) -> Path:

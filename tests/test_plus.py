@@ -126,6 +126,7 @@ def test_features_do_not_depend_on_order_and_are_found_again(tmp_path):
 
 def test_a_store_keeps_features_of_the_fit_only(tmp_path, monkeypatch):
     monkeypatch.setattr(clad.encoder, "make_encoder", lambda name: (Cells(), (0.0,) * 3, (1.0,) * 3))
+    monkeypatch.setattr(clad.encoder, "check_encoder", lambda name: None)
     detector = EncoderKNN(member=EncoderNeighbours("cells"), cache_dir=tmp_path, calibration_fraction=0).fit(discs(30))
     kept = sorted(tmp_path.glob("features-*"))
     detector.score_samples(discs(9, seed=1))
