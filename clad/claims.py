@@ -6,7 +6,7 @@
 __all__ = ['LATENT', 'RANGE10', 'CLAIMS', 'SIZES', 'SCOPE', 'UNCHECKED', 'Check', 'at_least', 'Evidence', 'printed', 'gather',
            'of_the_paper', 'seed_spread', 'beats', 'placed', 'outperforms', 'fail_on_hidden', 'comparable', 'stable',
            'hardest', 'confused', 'more_than_four', 'marginal', 'tight', 'Claim', 'Judged', 'judge', 'expected_sizes',
-           'examine', 'suspects', 'coverage', 'effort', 'findings', 'write_findings']
+           'examine', 'low_cells', 'coverage', 'effort', 'findings', 'write_findings']
 
 # %% ../nbs/33_claims.ipynb #33a00003
 import math
@@ -32,6 +32,7 @@ from clad.reports import (
     published,
     published_figure3,
     to_markdown,
+    write_table,
 )
 from .runs import METHODS, read_record, read_records, read_truth, truth_path
 from .scenarios import SCENARIOS
@@ -68,7 +69,7 @@ class Evidence:
     without errors. points: panel, scenario,
     n_clusters, hidden_dim, auroc. line: the level of DeepSVDD. spread: of CLAD over seeds, in points. classes: class,
     is_anomaly, auroc, runs (how many) on MIX. nmi: by dataset, where all its scenarios
-    were run. labels: rows of chapter 15.
+    were run. labels: rows of chapter 15. seeds: how many, of the same shape as areas.
     """
     areas: pd.DataFrame
     points: pd.DataFrame
@@ -79,6 +80,7 @@ class Evidence:
     nmi: Mapping[str, float] = field(default_factory=dict)
     labels: pd.DataFrame = field(default_factory=_nothing)
     absent: str = "not run"
+    seeds: pd.DataFrame = field(default_factory=_nothing)
 
 # %% ../nbs/33_claims.ipynb #33a0000a
 def printed(spread: float = 0.0) -> Evidence:
@@ -98,7 +100,8 @@ def gather(records: pd.DataFrame, results: str | Path, settings: str = "short",
     enough = (frame.seeds >= least) | ((frame.seeds > 0) & frame.method.isin(["OCSVM", "SVDD"]))
     own = frame[(frame.settings == settings) & enough]
     places = pd.MultiIndex.from_frame(published()[["dataset", "scenario"]].drop_duplicates())
-    areas = own.pivot(index=["dataset", "scenario"], columns="method", values="auroc").astype(float)
+    areas, seeds = (own.pivot(index=["dataset", "scenario"], columns="method", values=value).reindex(
+        index=places, columns=list(METHODS)).astype(float) for value in ("auroc", "seeds"))
     apart = {(row.dataset, row.scenario, row.other): row.p_holm
              for row in paired_images(records, results, settings).itertuples()}
     points = figure3(records, settings)
@@ -109,10 +112,10 @@ def gather(records: pd.DataFrame, results: str | Path, settings: str = "short",
            for name, own in (several.groupby("dataset") if len(several) else ())
            if "clusters.nmi" in own
            and own.scenario.nunique() == sum(len(s.normal) > 1 for s in SCENARIOS[name].values())}
-    return Evidence(areas.reindex(index=places, columns=list(METHODS)), points[points.seeds >= least],
+    return Evidence(areas, points[points.seeds >= least],
                     deepsvdd_mean(records, settings), seed_spread(clad[clad.dataset == "mnist"]), apart,
                     _mix_classes(clad, results, least), nmi, _nothing() if labels is None else labels,
-                    "not run" if least == 1 else f"not run with {least} seeds")
+                    "not run" if least == 1 else f"not run with {least} seeds", seeds)
 
 # %% ../nbs/33_claims.ipynb #33a0000a1
 def of_the_paper(results: str | Path) -> pd.DataFrame:
@@ -147,6 +150,13 @@ def beats(evidence: Evidence, place: tuple[str, str], other: str, level: float =
     return None if math.isnan(gap) or gap == 0 or not p < level else bool(gap > 0)
 
 
+def _said(evidence: Evidence, place: tuple[str, str], method: str) -> str:
+    "A method's value in words, with its number of seeds where chance plays a part and they are too few for a spread."
+    n = evidence.seeds.loc[place, method] if len(evidence.seeds) and method not in ("OCSVM", "SVDD") else LEAST
+    few = "" if n >= LEAST else f" ({n:.0f} seeds)" if n > 1 else " (1 seed)"
+    return f"{method} {evidence.areas.loc[place, method]:.1f}{few}"
+
+
 def placed(evidence: Evidence, place: tuple[str, str], worst: int) -> Check:
     "Is CLAD's place on a scenario at most `worst`?"
     row, others = evidence.areas.loc[place], [m for m in METHODS if m != "CLAD"]
@@ -157,10 +167,10 @@ def placed(evidence: Evidence, place: tuple[str, str], worst: int) -> Check:
     tested = {m for m in others if evidence.apart is None or (*place, m) in evidence.apart}
     words = {m: {False: "behind", None: "not told apart from" if m in tested else "no paired test with",
                  True: "ahead of"}[said[m]] for m in others}
-    parts = [f"CLAD {row['CLAD']:.1f}" if row["CLAD"] == row["CLAD"] else f"CLAD {evidence.absent}"]
+    parts = [_said(evidence, place, "CLAD") if row["CLAD"] == row["CLAD"] else f"CLAD {evidence.absent}"]
     order = ("behind", "not told apart from", "no paired test with", "ahead of")
     for word in order if row["CLAD"] == row["CLAD"] else ():
-        named = [f"{m} {row[m]:.1f}" for m in others if words[m] == word and row[m] == row[m]]
+        named = [_said(evidence, place, m) for m in others if words[m] == word and row[m] == row[m]]
         parts += [f"{word} {', '.join(named)}"] if named else []
     missing = [m for m in others if row[m] != row[m]]
     parts += [f"{evidence.absent}: {', '.join(missing)}"] if missing else []
@@ -232,8 +242,9 @@ def stable(evidence: Evidence) -> list[Check]:
     table = evidence.areas.loc[places]
     ahead = table.sub(table["DeepSVDD"], axis=0).gt(MARGIN).sum(axis=1)
     holds = True if (ahead >= 3).any() else None if table.isna().any(axis=None) else False
-    numbers = ", ".join(f"{s} {n} ahead" if table.DeepSVDD[d, s] == table.DeepSVDD[d, s] else f"{s} {evidence.absent}"
-                        for (d, s), n in ahead.items())
+    numbers = "methods ahead of it: " + ", ".join(
+        f"{s} {n}" if table.DeepSVDD[d, s] == table.DeepSVDD[d, s] else f"{s} {evidence.absent}"
+        for (d, s), n in ahead.items())
     return [placed(evidence, place, 2) for place in places] + [
         Check("gtsrb: DeepSVDD once in the lower half", holds, table.size, int(table.notna().to_numpy().sum()),
               numbers)]
@@ -278,7 +289,9 @@ def more_than_four(evidence: Evidence) -> list[Check]:
         low = own.auroc.astype(float).min()
         over, doubt = low - evidence.line - MARGIN, 2 * evidence.spread
         holds = False if over <= -doubt else True if over > 0 and len(own) == 8 else None
-        numbers = f"lowest {low:.1f}, DeepSVDD {evidence.line:.1f}".replace("nan", evidence.absent)
+        level = evidence.areas["DeepSVDD"].get(("mnist", scenario), math.nan)
+        numbers = f"lowest {low:.1f}, DeepSVDD {evidence.line:.1f} (on {scenario} alone {level:.1f})"
+        numbers = numbers.replace("nan", evidence.absent)
         checks.append(Check(f"{scenario}, K from 6 to 20: above DeepSVDD", holds, 8, len(own), numbers))
     return checks
 
@@ -287,11 +300,12 @@ def marginal(evidence: Evidence) -> list[Check]:
     "Figure 3(b): a small range over the sizes of the code."
     checks, allowed = [], 2 * MARGIN + RANGE10 * evidence.spread
     for scenario in ("CUR", "STR", "MIX"):
-        own = evidence.points.query("panel == 'b' and scenario == @scenario").auroc.astype(float)
-        width = own.max() - own.min()
+        own = evidence.points.query("panel == 'b' and scenario == @scenario")
+        own = own.set_index("hidden_dim").auroc.astype(float)
+        width, ends = own.max() - own.min(), "".join(f"; d = {d} {own.get(d, math.nan):.1f}" for d in (10, 100))
         checks.append(Check(f"{scenario}, d from 10 to 100: at most {allowed:.1f} points apart",
                             False if width > allowed else True if len(own) == 10 else None, 10, len(own),
-                            f"{own.min():.1f} to {own.max():.1f}".replace("nan", "not run")))
+                            f"{own.min():.1f} to {own.max():.1f}{ends}".replace("nan", "not run")))
     return checks
 
 # %% ../nbs/33_claims.ipynb #33a00019
@@ -395,8 +409,8 @@ CLAIMS += (
           "In six or more of ten comparisons (five one-class methods on MNIST and on CIFAR-10) the mean over the "
           f"scenarios with hidden classes is more than {MARGIN:.0f} points below the mean over those with one class.",
           fail_on_hidden,
-          "[Table 1](table1.md), [Table 3](table3.md), [Table 4](table4.md), [chapter "
-          "24](../nbs/24_tight.ipynb)",
+          "[the same anomalies with one class and with all](hidden_cost.md), [Table 1](table1.md), "
+          "[Table 3](table3.md), [Table 4](table4.md), [chapter 24](../nbs/24_tight.ipynb)",
           needed=6),
 )
 
@@ -555,7 +569,7 @@ def _training(found: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join([*said, *["exact"] * exact, *[f"{warned} warnings"] * (warned > 0)]) or "no check kept"
 
 
-def suspects(records: pd.DataFrame, results: str | Path, settings: str = "short") -> pd.DataFrame:
+def low_cells(records: pd.DataFrame, results: str | Path, settings: str = "short") -> pd.DataFrame:
     "A row for every cell of Tables 1 to 4 that is below the published value by more than the margin, or judged lower."
     frame = pd.concat([comparison(records, f"table{n}") for n in (1, 2, 3, 4)], ignore_index=True)
     plain, rows = current(records[records.overrides == "{}"]), []
@@ -573,6 +587,11 @@ def suspects(records: pd.DataFrame, results: str | Path, settings: str = "short"
     return pd.DataFrame(rows)
 
 # %% ../nbs/33_claims.ipynb #33a0002d
+def _by_seeds(seeds: pd.Series) -> dict[str, int]:
+    "How many cells of methods that depend on chance have one seed, two, and three or more."
+    return {"one seed": int((seeds == 1).sum()), "two": int((seeds == 2).sum()), "three": int((seeds > 2).sum())}
+
+
 def coverage(records: pd.DataFrame) -> pd.DataFrame:
     "Cells of Tables 1 to 4 and points of Figure 3 that were run, by named setting and number of seeds."
     rows, now = [], current(records)
@@ -582,15 +601,14 @@ def coverage(records: pd.DataFrame) -> pd.DataFrame:
         for part, tables in (("Tables 1, 2", ("table1", "table2")), ("Tables 3, 4", ("table3", "table4"))):
             frame = pd.concat([comparison(own, table) for table in tables])
             rows.append({"setting": settings, "part": part, "cells": len(frame), "run": int((frame.seeds > 0).sum()),
-                         "of these, three seeds": int((frame.seeds > 2).sum()),
+                         **_by_seeds(frame.seeds[~frame.method.isin(["OCSVM", "SVDD"])]),
                          "deterministic": int((frame.seeds[frame.method.isin(["OCSVM", "SVDD"])] > 0).sum())})
         points = figure3(own, settings)
-        run, often = int((points.seeds > 0).sum()), int((points.seeds > 2).sum())
-        rows.append({"setting": settings, "part": "Figure 3", "cells": len(points), "run": run,
-                     "of these, three seeds": often, "deterministic": 0})
+        rows.append({"setting": settings, "part": "Figure 3", "cells": len(points),
+                     "run": int((points.seeds > 0).sum()), **_by_seeds(points.seeds), "deterministic": 0})
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/33_claims.ipynb #80b3a674
 def effort(records: pd.DataFrame, results: str | Path) -> dict[str, str]:
     "Machines, software and hours by the records, in words."
     now = current(records)
@@ -603,22 +621,28 @@ def effort(records: pd.DataFrame, results: str | Path) -> dict[str, str]:
     spent = now.melt(["dataset", "scenario", "settings", "seed"], stages).dropna().drop_duplicates()
     hours = (spent.groupby("settings").value.sum() + now.groupby("settings")["seconds.score"].sum()) / 3600
     each = ", ".join(f"{s} {h:.1f}" for s, h in hours.items())
+    whole = now.assign(minutes=now[["seconds.fit", "seconds.score"]].sum(axis=1) / 60).query("settings == 'short'")
+    minutes = whole.groupby("method").minutes.median().reindex(list(METHODS)).dropna()
     return {"machines": "; ".join(f"{n} runs on {m}" for m, n in machines.value_counts().items()),
             "software": "; ".join(f"{v} ({n} runs)" for v, n in versions.value_counts().items()),
             "hours": f"{hours.sum():.1f} for the methods of the paper ({each}; a stage that several runs "
-                     "share is counted once; on the clock, beside other programs and with pauses)"}
+                     "share is counted once; on the clock, beside other programs and with pauses)",
+            "minutes a run": "median with `short`: " + ", ".join(f"{m} {v:.1f}" for m, v in minutes.items())
+                             + "; images per second before and after: [benchmark](benchmark.md)"}
 
 # %% ../nbs/33_claims.ipynb #33a00032
 SCOPE = """**In:** every cell of Tables 1 to 4 and every point of Figure 3 with the setting `short`; some cells with
 `paper` (the text of appendix C), among them REGN, whose training set is the smallest, with every method; some with
-`released` (the authors' scripts). Test images and labels choose nothing: no epoch,
-K, temperature, step or seed; no value is folded at 50.
+`released` (the authors' scripts). With `short` and `paper` test images and labels choose nothing: no epoch,
+K, temperature, step or seed; `released` takes what the authors set for each scenario, however they chose it. No value
+is folded at 50.
 
-**Out, and why:** `paper` and `released` everywhere (a run of CLAD takes one and a half to two hours on one
-core for MNIST, and far longer on THG with the authors' autoencoder for colour images); the
-backbone of OC-CNN (pretrained on ImageNet in the paper; an autoencoder stands in for it); the choice of
-hyper-parameters for each scenario, as far as it was made on test data; results with a pretrained encoder, which belong
-in a column of their own."""
+**Out, and why:** `paper` and `released` everywhere (a run of CLAD on MNIST takes one and a half to two hours on one
+core); the backbone of OC-CNN (pretrained on ImageNet in the paper; an autoencoder stands in for it); results with a
+pretrained encoder, which belong in a column of their own ([detectors](detectors.md)).
+
+One run's chance: *behind* and *ahead* rest on DeLong's test of the runs there are, which knows the sampling of the test
+images and not what another seed would give. Where a method has fewer than three seeds the entries below say so."""
 
 UNCHECKED = """Not checked for any of them: the authors' own random seeds and machine; the effect of the hundred epochs
 of the text wherever "other settings" says "not run"; whether the published value is the best of several runs.
@@ -626,6 +650,15 @@ Chapters 20 to 23 test each baseline on small cases with known answers; OCSVM an
 numbers that a right implementation must give ([oracles](oracles.md))."""
 
 
+def _second_looks(low: pd.DataFrame) -> str:
+    "How many of these cells have a second seed, or another setting."
+    if not len(low):
+        return ""
+    chance, other = ~low.method.isin(["OCSVM", "SVDD"]), low["other settings"] != "not run"
+    return (f"{chance.sum()} of them depend on chance, {(chance & (low.seeds != 'one')).sum()} of these have a second "
+            f"seed; {other.sum()} have another setting beside `short`.")
+
+# %% ../nbs/33_claims.ipynb #661ba78d
 def _word(value: bool | None) -> str:
     return {True: "holds", False: "does not hold", None: "open"}[value]
 
@@ -634,33 +667,39 @@ def _entry(number: int, judged: Judged) -> str:
     "A claim on the page: quote, place, rule, numbers, verdict."
     claim = judged.claim
     rows = pd.DataFrame([{"check": c.what, "holds": {True: "yes", False: "no", None: "open"}[c.holds],
-                          "numbers (AUROC in %)": c.numbers} for c in judged.checks])
-    own = {True: "the rule holds", False: "the rule does not hold", None: "the numbers are not printed"}[judged.own]
+                          "numbers (AUROC in % unless named)": c.numbers} for c in judged.checks])
+    own = {True: "By the paper's own numbers it holds.", False: "By the paper's own numbers it does not hold.",
+           None: "The paper prints no numbers for it."}[judged.own]
     return (f"### {number}. {claim.key}: {judged.verdict}\n\n> {claim.quote}\n\n({claim.where}.) "
-            f"**Rule:** {claim.rule} By the paper's own numbers {own}. Setting `{judged.settings}`.\n\n"
+            f"**Rule:** {claim.rule} {own} Setting `{judged.settings}`.\n\n"
             f"{to_markdown(rows)}\n"
             f"Evidence: {claim.more}.\n\n")
 
 # %% ../nbs/33_claims.ipynb #33a00033
 def findings(results: str | Path = "figures/results") -> list[Judged]:
-    "All claims judged by the records below `results`, and the rows of chapter 15 in `ablation.csv` beside that folder."
+    """All claims judged by the records below `results`, and the rows of chapter 15 in `ablation.csv` beside that
+    folder; none where no published scenario is recorded."""
     records, labels = of_the_paper(results), read_rows(Path(results).parent / "ablation.csv")
+    if not len(current(records[records.settings != "smoke"])):
+        return []
     evidence = {s: gather(records, results, s, *((labels, 1) if s == "short" else (None, LEAST)))
                 for s in ("short", "paper", "released")}
     return [judge(claim, evidence, printed(evidence["short"].spread)) for claim in CLAIMS]
 
 
-def write_findings(results: str | Path = "figures/results", figures: str | Path = "figures") -> list[Path]:
-    """Write `findings.md` and `findings.csv`: at a glance, the claims, and every value below the published one.
+def write_findings(results: str | Path = "figures/results", figures: str | Path = "figures",
+                   judged: Sequence[Judged] | None = None) -> list[Path]:
+    """Write `findings.md` and `findings.csv`: at a glance, the claims, and what lies below the published values; and
+    `suspects` (.md, .csv): each of those cells, examined for faults of ours.
 
-    Nothing is written where no published scenario is recorded. The same records give the same bytes.
+    judged: what `findings(results)` gives, where it is at hand. Nothing is written where no published scenario is
+    recorded. The same records give the same bytes.
     """
-    records, figures = of_the_paper(results), Path(figures)
-    if not len(current(records[records.settings != "smoke"])):
+    records, figures, judged = of_the_paper(results), Path(figures), judged or findings(results)
+    if not judged:
         return []
-    judged = findings(results)
     kinds = pd.Series([j.verdict.split(" (")[0] for j in judged]).value_counts(sort=False)
-    spent, low = effort(records, results), suspects(records, results)
+    spent, low = effort(records, results), low_cells(records, results)
     table = pd.DataFrame([{"claim": f"{n}. {j.claim.key}", "verdict": j.verdict, "setting": j.settings,
                            "the paper's own numbers": _word(j.own)} for n, j in enumerate(judged, 1)])
     outcome = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
@@ -669,11 +708,13 @@ def write_findings(results: str | Path = "figures/results", figures: str | Path 
             f"\n\n## At a glance\n\n{to_markdown(glance)}\n{to_markdown(coverage(records))}\n{SCOPE}\n\n## Verdicts\n\n"
             f"*Verified* and *falsified* are said of runs at the paper's scale only, with {LEAST} seeds of what "
             "depends on chance; *toy* of shorter ones; "
-            f"*inconclusive* of what is open.\n\n{to_markdown(table)}\n## Claim by claim\n\n"
+            f"*inconclusive* of what is open.\n\n{to_markdown(table)}\n![each claim with the checks that it is made "
+            "of, by our records and by the paper's own numbers](claims.png)\n\n## Claim by claim\n\n"
             + "".join(_entry(n, j) for n, j in enumerate(judged, 1))
             + f"## Below the published value: ours first\n\n{len(low)} cells of `short` lie more than {MARGIN:.0f} "
             "points below the published value, or are judged lower. Before the paper is doubted, each is examined for "
-            f"faults of ours, by what its records hold. {UNCHECKED}\n\n"
-            + (to_markdown(low) if len(low) else "None.\n"))
-    return [write_atomically(figures / "findings.md", text.encode()),
+            f"faults of ours, by what its records hold ([all of them](suspects.md)). {_second_looks(low)} "
+            f"{UNCHECKED}\n")
+    pages = write_table(low, "suspects", figures, "Below the published value: ours first", f"{UNCHECKED}\n")
+    return [*pages, write_atomically(figures / "findings.md", text.encode()),
             write_atomically(figures / "findings.csv", table.to_csv(index=False, lineterminator="\n").encode())]

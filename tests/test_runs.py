@@ -3,6 +3,7 @@ import dataclasses
 import json
 import platform
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,21 @@ def test_reports_are_made_from_records_alone(tmp_path, monkeypatch):
     assert made[0] == made[1] and {"digits.md", "digits.csv", "digits.png"} <= set(made[0])
     table = pd.read_csv(tmp_path / "one" / "digits.csv")
     assert table.verdict.tolist() == ["not comparable: smoke settings are for tests"] and table.seeds.tolist() == [2]
+
+
+def test_the_tables_of_this_repository_are_those_of_its_records(tmp_path, monkeypatch):
+    "What is committed is what the records give: tables byte for byte, pictures where the drawing library is pinned."
+    monkeypatch.undo()    # the real methods
+    figures = ROOT / "figures"
+    if not (figures / "results").is_dir():
+        pytest.skip("needs a checkout")
+    pinned = f"matplotlib=={metadata.version('matplotlib')}\n" in (ROOT / "constraints.txt").read_text()
+    made = pictures.write_reports(figures / "results", tmp_path)
+    assert {"detectors.md", "findings.md", "table1.csv", "figure3.png", "claims.png"} <= {path.name for path in made}
+    kinds = {".md", ".csv"} | ({".png"} if pinned else set())
+    stale = [path.name for path in made if path.suffix in kinds
+             and path.read_bytes() != (figures / path.name).read_bytes()]
+    assert stale == [], "run `make figures`"
 
 
 def test_overrides_stay_out_of_tables(tmp_path):

@@ -7,7 +7,9 @@ most 4,000 normal images, and scores at most 2,500 test images; parameters are t
 of the peer; auroc; seconds of fit and score; memory, of the process at its peak in MiB; false_alarms, the share of
 normal test images beyond the threshold that the peer gives when 5 % are asked for (empty where it gives none). `clad`
 is the distance to the fifth neighbour with the threshold of chapter 54, set on a tenth of the normal images that the
-neighbours do not include.
+neighbours do not include. anomalib's PatchCore looks at pictures: it gets what the encoder gets, with the same network
+as its backbone (its outputs at an eighth and a sixteenth of the size, as by default), 1,000 normal images, and one
+patch in a hundred kept; it gives no threshold without anomalies.
 """
 import argparse
 import importlib.metadata
@@ -26,7 +28,7 @@ from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from clad.ablation import write_rows
 from clad.conformal import conformal_offset, held_out
 from clad.data import load_dataset
-from clad.encoder import EncoderNeighbours, by_content
+from clad.encoder import EncoderNeighbours, by_content, make_encoder
 from clad.metrics import auroc
 from clad.runs import peak_memory
 from clad.scenarios import get_scenario
@@ -40,7 +42,7 @@ SCENARIOS = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT", "mn
 
 class Clad:
     "Fifth neighbour, threshold from held-out normal rows (whole groups)."
-    package = "clad-detector"
+    package, pictures = "clad-detector", False
 
     def fit(self, rows, groups):
         held = held_out(len(rows), 0.1, groups, 0)
@@ -106,11 +108,46 @@ class Cleanlab(Clad):
         return None
 
 
+class Patchcore(Clad):
+    "anomalib's PatchCore with the encoder of chapter 17 as its backbone."
+    package, pictures = "anomalib", True
+
+    @torch.inference_mode()
+    def fit(self, pictures, groups):
+        from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+        self.model = PatchcoreModel(["blocks.2", "blocks.4"], "tf_efficientnet_lite0", pre_trained=False)
+        weights = make_encoder("auto")[0].state_dict()
+        missing = self.model.feature_extractor.feature_extractor.load_state_dict(weights, strict=False).missing_keys
+        if missing:
+            raise ValueError(f"the backbone of PatchCore lacks weights: {missing}")
+        self.model.train()
+        self.model.feature_extractor.eval()
+        for part in self.prepared(pictures[by_content(pictures, 1_000)]):
+            self.model(part)
+        self.model.subsample_embedding(0.01)
+        self.model.eval()
+
+    @torch.inference_mode()
+    def score(self, pictures):
+        return torch.cat([self.model(part).pred_score for part in self.prepared(pictures)]).numpy()
+
+    def prepared(self, pictures):
+        "Batches as the encoder of chapter 17 gets them."
+        encoder = EncoderNeighbours()
+        encoder._start(torch.device("cpu"))
+        return (encoder._prepared(pictures[i : i + 64]) for i in range(0, len(pictures), 64))
+
+    def alarms(self, scores):
+        return None
+
+
 def peers() -> dict:
     "Name -> peer, not yet fitted."
     return {"clad EncoderKNN": Clad(), "PyOD KNN": Pyod("knn", "KNN"), "PyOD ECOD": Pyod("ecod", "ECOD"),
             "PyOD DeepSVDD": Pyod("deep_svdd", "DeepSVDD", n_features=lambda rows: rows.shape[1]),
-            "cleanlab OutOfDistribution": Cleanlab(), "LocalOutlierFactor": Sklearn(LocalOutlierFactor(novelty=True)),
+            "cleanlab OutOfDistribution": Cleanlab(), "anomalib PatchCore": Patchcore(),
+            "LocalOutlierFactor": Sklearn(LocalOutlierFactor(novelty=True)),
             "IsolationForest": Sklearn(IsolationForest(random_state=0))}
 
 
@@ -150,12 +187,12 @@ def main() -> None:
         encoder = EncoderNeighbours().fit(split.train.images, workspace=Workspace(store=StageStore(args.cache)))
         encoder.folder_ = args.cache    # features of test images are remembered as well
         index, other = by_content(split.train.images, 4_000), -(-len(split.test) // 2_500)
-        normal, test = (encoder._rows(encoder._pixels(v, torch.device("cpu")))
-                        for v in (split.train.images[index], split.test.images[::other]))
+        images, odd = (split.train.images[index], split.test.images[::other]), split.is_anomaly[::other]
         groups = None if split.train.groups is None else split.train.groups[index]
-        normal, test, odd = normal.astype(np.float64), test.astype(np.float64), split.is_anomaly[::other]
+        rows = [encoder._rows(encoder._pixels(v, torch.device("cpu"))).astype(np.float64) for v in images]
         for peer in (peer for peer in args.peers if peer not in there):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
+                normal, test = images if peers()[peer].pictures else rows
                 found = own.submit(row, peer, normal, groups, test, odd).result()
             table.append({"dataset": dataset, "scenario": name, **found})
             print(table[-1], flush=True)
