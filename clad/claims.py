@@ -715,6 +715,6 @@ def write_findings(results: str | Path = "figures/results", figures: str | Path 
             "points below the published value, or are judged lower. Before the paper is doubted, each is examined for "
             f"faults of ours, by what its records hold ([all of them](suspects.md)). {_second_looks(low)} "
             f"{UNCHECKED}\n")
-    pages = write_table(low, "suspects", figures, "Below the published value: ours first", f"{UNCHECKED}\n")
-    return [*pages, write_atomically(figures / "findings.md", text.encode()),
-            write_atomically(figures / "findings.csv", table.to_csv(index=False, lineterminator="\n").encode())]
+    return [write_atomically(figures / "findings.md", text.encode()),
+            write_atomically(figures / "findings.csv", table.to_csv(index=False, lineterminator="\n").encode()),
+            *write_table(low, "suspects", figures, "Below the published value: ours first", f"{UNCHECKED}\n")]

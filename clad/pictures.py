@@ -142,7 +142,7 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     for ax, (scenario, own) in zip(axes, parts):
         for row in own.itertuples():
             y, (colour, marker) = methods.index(row.method), STYLES[row.method]
-            ax.plot(row.published, y, marker, mfc="none", color=colour, ms=_size(row.method), zorder=4)
+            ax.plot(row.published, y, marker, mfc="none", color=colour, ms=1.6 * _size(row.method), zorder=4)
             if row.seeds:
                 ax.errorbar(row.auroc, y, xerr=row.interval, fmt=marker, color=colour, ms=_size(row.method), zorder=3)
                 other = "" if row.settings == settings else f" {row.settings}"
@@ -154,6 +154,7 @@ def plot_scenarios(frame: pd.DataFrame, settings: str, figure: Figure) -> None:
     low = _reach(frame)[0] - 3    # on the right there is room for the numbers
     axes[0].set(xticks=range(20 * math.ceil(low / 20), 101, 20), ylim=(len(methods) - 0.4, -0.6))
     axes[0].set_xlim(low, low + (101.5 - low) / 0.77)
+    figure.get_layout_engine().set(w_pad=0.1)    # the column of numbers belongs to the panel on its left
     figure.supxlabel("AUROC in %, unfolded", fontsize=9)
     known = frame.published.notna().any()
     figure.suptitle(f"{frame.dataset.iloc[0]}, setting {settings}; filled, with its number: ours"
@@ -183,11 +184,11 @@ def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") 
         run = own[own.seeds > 0]
         for method, row in run.iterrows():
             colour, marker = STYLES[method]
-            level = y + 0.12 * (list(METHODS).index(method) - 2.5) * (method != "CLAD")
-            ax.plot(row.auroc, level, marker, color=colour, ms=1.2 * _size(method), zorder=3 + (method == "CLAD"))
+            level = y + 0.16 * (list(METHODS).index(method) - 2.5) * (method != "CLAD")
+            ax.plot(row.auroc, level, marker, color=colour, ms=5.5, zorder=3 + (method == "CLAD"))
         if "CLAD" in own.index:
             ax.plot([own.auroc.get("CLAD"), own.published["CLAD"]], [y, y], color=STYLES["CLAD"][0], lw=1, zorder=1)
-            ax.plot(own.published["CLAD"], y, "o", mfc="white", color=STYLES["CLAD"][0], ms=8, zorder=1.5)
+            ax.plot(own.published["CLAD"], y, "o", mfc="none", color=STYLES["CLAD"][0], ms=9, mew=1.3, zorder=5)
         number = int((run.auroc > run.auroc.get("CLAD", math.nan)).sum()) + 1 if "CLAD" in run.index else None
         text = f"{number} of {len(run)}" if number else "not run"
         ax.text(1.01, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
@@ -198,7 +199,7 @@ def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") 
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"AUROC in % (dotted: chance), unfolded, setting {settings}")
     ax.set_title("CLAD's place by the mean", fontsize=8, loc="right")
     marks = _legend([m for m in METHODS if m in set(chosen.method)], "", "")
-    marks.append(Line2D([], [], ls="", marker="o", mfc="white", color=STYLES["CLAD"][0], ms=8, label="CLAD, published"))
+    marks.append(Line2D([], [], ls="", marker="o", mfc="none", color=STYLES["CLAD"][0], ms=9, label="CLAD, published"))
     figure.legend(handles=marks, loc="outside upper center", ncols=7, fontsize=8, frameon=False)
 
 # %% ../nbs/34_pictures.ipynb #6749a0af
@@ -218,7 +219,8 @@ def plot_seconds(records: pd.DataFrame, ax: Axes) -> None:
     keys = ["dataset", "method", "settings"]
     plain = plain.sort_values(keys, key=lambda c: c.map(order).fillna(0) if c.name != "settings" else c, kind="stable")
     means = plain.groupby(keys, sort=False)[stages].median().fillna(0.0)
-    colours = [c for i, c in enumerate(plt.get_cmap("tab20").colors) if i not in (6, 7)]    # red is for anomalies
+    taken = (2, 3, 6, 7, 8, 9)    # red is for anomalies, purple and orange are CLAD's and DeepSVDD's
+    colours = [c for i, c in enumerate(plt.get_cmap("tab20").colors) if i not in taken]
     left = np.zeros(len(means))
     for number, stage in enumerate(stages):
         ax.barh(range(len(means)), means[stage], left=left, color=colours[number % len(colours)], height=0.7,
@@ -375,7 +377,7 @@ def plot_followed(followed: pd.DataFrame, ax: Axes) -> None:
     table = 100 * table[list(dict.fromkeys(followed.feature))].loc[list(dict.fromkeys(followed.scenario))]
     colours = ["k", "#bdbdbd", "#969696", "#636363", "#17becf", "#bcbd22"]
     table.plot.bar(ax=ax, color=colours[: table.shape[1]], width=0.8, rot=0)
-    ax.set(xlabel="", ylabel="explained by the clusters, %")
+    ax.set(xlabel="", ylabel="variance explained\nby the clusters, %")
     ax.legend(frameon=False, fontsize=7, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 # %% ../nbs/34_pictures.ipynb #34d00002
