@@ -98,19 +98,20 @@ class ImageSet:
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 # %% ../nbs/51_images.ipynb #25609c6e
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    "A grey image of 16 bits (0..65535) or of floats (0..1) scaled, not clipped, to 8 bits."
+def _to_8_bit(image: Image.Image, negative: bool = False) -> Image.Image:
+    "A grey image of 16 bits (0..65535) or of floats (0..1) scaled, not clipped, to 8 bits; turned where 0 is white."
     values = np.asarray(image, dtype=np.float64)
     top = 1.0 if image.mode == "F" else 65535.0
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= top):
         raise ValueError(f"its grey values leave the range 0 to {top:g}; save it with 8 or 16 bits per pixel")
+    values = top - values if negative else values
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 # %% ../nbs/51_images.ipynb #50f142ce
-def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+def _as_mode(image: Image.Image, mode: str, negative: bool = False) -> Image.Image:
     "`image` as 8-bit grey (`mode` L) or RGB; transparency is laid over white."
     if image.mode in _DEEP:
-        image = _to_8_bit(image)
+        image = _to_8_bit(image, negative)
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -132,6 +133,11 @@ _FAINT = ("holds 16-bit grey values that all lie below 4,096 (12 bits?), so at m
           "scale them to 0 .. 65,535 first")
 
 # %% ../nbs/51_images.ipynb #d37e5e7d
+def _is_negative(image: Image.Image) -> bool:
+    "Whether the opened file is a TIFF in which 0 is white, of a depth at which Pillow leaves the values as they are."
+    return image.format == "TIFF" and image.mode in _DEEP and image.tag_v2.get(262) == 0
+
+
 def _note(image: Image.Image) -> str:
     "What is lost when the opened file is read as one 8-bit picture; mostly nothing."
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
@@ -148,10 +154,10 @@ def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np
     """
     try:
         with Image.open(path) as opened:
-            note = _note(opened)
+            note, negative = _note(opened), _is_negative(opened)
             if size is not None:
                 opened.draft(None, (2 * max(size), 2 * max(size)))
-            image = _as_mode(ImageOps.exif_transpose(opened), mode)
+            image = _as_mode(ImageOps.exif_transpose(opened), mode, negative)
         if size is not None and image.size != size[::-1]:
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image), note

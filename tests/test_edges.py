@@ -1,5 +1,7 @@
 "Odd but lawful: integer rows, NumPy scalars, named columns, extreme values, folders that fail, updates at once."
+import io
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -537,3 +539,25 @@ def test_frames_of_a_track_count_once_in_errors_and_tests():
     plain, careful = (reports._paired(own.assign(dataset=name), read, "OCSVM")["p"] for name, _ in places)
     assert np.isclose(plain, delong_test(truth, good, poor)[1]) and plain < 1e-3
     assert np.isclose(norm.isf(careful / 2), norm.isf(plain / 2) / np.sqrt(30))
+
+
+# --------------------------------------------------------------------------------------------------------- odd files
+
+def first_of(folder, content: bytes, name: str) -> np.ndarray:
+    "The picture of 16x16 that `read_pictures` makes of a file."
+    (folder / name).write_bytes(content)
+    return clad.read_pictures(folder, size=16, mode="L").images[-1, 0]
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "floats"])
+def test_a_deep_tiff_in_which_zero_is_white_is_no_negative(tmp_path, kind):
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    deep = ramp if kind == "floats" else np.rint(ramp * 65535).astype(np.uint16)
+    Image.fromarray(deep).save(file := io.BytesIO(), "TIFF")
+    entry = struct.pack("<HHI", 262, 3, 1)    # PhotometricInterpretation, one number of 16 bits
+    place = file.getvalue().index(entry) + len(entry)
+    assert file.getvalue()[place:place + 2] == b"\1\0"
+    turned = file.getvalue()[:place] + b"\0" + file.getvalue()[place + 1:]
+    plain = first_of(tmp_path, file.getvalue(), "a.tif")
+    assert (plain == np.arange(256).reshape(16, 16)).all()
+    assert (first_of(tmp_path, turned, "b.tif") == 255 - plain).all()
