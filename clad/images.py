@@ -129,7 +129,7 @@ def unreadable(path: Path, error: Exception) -> ValueError:
 
 # %% ../nbs/51_images.ipynb #99cc9249
 _SEVERAL = "holds several frames or pages, of which only the first is read"
-_FAINT = ("holds 16-bit grey values that all lie below 4,096 (12 bits?), so at most 17 of 256 levels are left; "
+_FAINT = ("holds 16-bit {} values that all lie below 4,096 (12 bits?), so at most 17 of 256 levels are left; "
           "scale them to 0 .. 65,535 first")
 
 # %% ../nbs/51_images.ipynb #d37e5e7d
@@ -142,8 +142,13 @@ def _note(image: Image.Image) -> str:
     "What is lost when the opened file is read as one 8-bit picture; mostly nothing."
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         return _SEVERAL
-    deep = image.mode in _DEEP and image.mode != "F"
-    return _FAINT if deep and 0 < image.convert("I").getextrema()[1] < 4096 else ""    # I;16B tells no extrema
+    if image.mode in _DEEP and image.mode != "F":
+        return _FAINT.format("grey") if 0 < image.convert("I").getextrema()[1] < 4096 else ""    # I;16B tells none
+    raw = " ".join(str(part[3]) for part in image.tile)    # how the file holds its values, as in RGB;16B
+    if ";16" not in raw or image.mode not in ("RGB", "RGBA", "RGBa"):
+        return ""
+    top = max(high for _, high in image.getextrema()[:3])    # Pillow has kept the upper half of each 16 bits
+    return _FAINT.format("grey" if "LA;16" in raw else "colour") if 0 < top < 16 else ""
 
 # %% ../nbs/51_images.ipynb #c40501d7
 def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
@@ -342,7 +347,7 @@ def from_folder(path: str | os.PathLike, size: int | tuple[int, int] | None = No
     in order of class and name, paths relative to `path`, classes the sub-folder names (or the folder's own).
     Raises FileNotFoundError when there is no such folder, ValueError when it holds no images, when sizes differ and
     `size` is None, when the images do not fit into memory, and for a file that cannot be read (named). Warns of files
-    with several frames and of 16-bit grey that uses 12 bits at most.
+    with several frames and of 16-bit values that use 12 bits at most.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():

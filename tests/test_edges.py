@@ -5,6 +5,8 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -561,3 +563,25 @@ def test_a_deep_tiff_in_which_zero_is_white_is_no_negative(tmp_path, kind):
     plain = first_of(tmp_path, file.getvalue(), "a.tif")
     assert (plain == np.arange(256).reshape(16, 16)).all()
     assert (first_of(tmp_path, turned, "b.tif") == 255 - plain).all()
+
+
+def png(values: np.ndarray, kind: int) -> bytes:
+    "Values uint16 [H,W,C] as a PNG of 16 bits; kind 0 grey, 2 RGB, 4 grey with alpha, 6 RGB with alpha."
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("kind, channels, word", [(0, 1, "grey"), (2, 3, "colour"), (4, 2, "grey"), (6, 4, "colour")])
+def test_twelve_bits_in_sixteen_are_announced_in_every_kind_of_png(tmp_path, kind, channels, word):
+    faint = np.full((16, 16, channels), 4000, np.uint16)
+    (tmp_path / "a.png").write_bytes(png(faint, kind))
+    with pytest.warns(UserWarning, match=f"a.png holds 16-bit {word} values that all lie below 4,096"):
+        clad.read_pictures(tmp_path)
+    (tmp_path / "a.png").write_bytes(png(16 * faint, kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clad.read_pictures(tmp_path)
