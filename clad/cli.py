@@ -20,7 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,7 @@ _SCORE = """examples:
 
 The table has a row for each file: score (higher is stranger), p_value (share of held-out normal pictures at least as
 strange), hidden_class, flagged, and a note for files that could not be read. --alpha may differ from that of the fit.
+--out /dev/stdout gives the table to the next command of a pipe.
 The page shows the strangest flagged pictures beside normal ones that the model file keeps, and where in them the score
 comes from; the first takes the time of some 3,000 scores, each further one that of 50; --reasons 0 leaves them out.
 """
@@ -300,7 +301,7 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
 
 def _check_file(path: str, flag: str) -> None:
     "OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture."
-    from clad.files import check_folder
+    from clad.files import check_folder, is_poured_into
     from clad.images import SUFFIXES
 
     if Path(path).suffix.lower() in SUFFIXES:
@@ -309,7 +310,8 @@ def _check_file(path: str, flag: str) -> None:
         raise OSError(f"{path or 'the empty name'} is no name for a file ({flag})")
     if Path(path).exists() and not os.access(path, os.W_OK):
         raise OSError(f"{path} is there and must not be written ({flag})")
-    check_folder(Path(path).parent, f"{Path(path).name} ({flag})")
+    if not is_poured_into(path):
+        check_folder(Path(path).parent, f"{Path(path).name} ({flag})")
 
 # %% ../nbs/49_cli.ipynb #783aa5fb
 def _fit(words: argparse.Namespace) -> None:
@@ -410,14 +412,14 @@ def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, s
 # %% ../nbs/49_cli.ipynb #52da687f
 def _update(words: argparse.Namespace) -> None:
     "Take more normal pictures into a fitted detector and write it back; of several at once each waits for the others."
-    from clad.files import locked
+    from clad.files import is_poured_into, locked
 
     detector, out = _load(words), words.model if words.out is None else words.out
     _check_file(out, "--out")
     target = Path(out).resolve()
     with _talk(words) as say:
         pictures = _read(words, say, like=detector)
-        with locked(target.with_name(f".{target.name}")):
+        with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}")):
             detector = _load(words)    # again: another update may have written it meanwhile
             detector.update(pictures.images, picked=words.picked).save(out)
     done = detector.fit_report_["updates"][-1]
@@ -684,6 +686,16 @@ def _list(words: argparse.Namespace) -> None:
 
 # %% ../nbs/49_cli.ipynb #ce5ec858
 @contextmanager
+def _results_aside(words: argparse.Namespace) -> Iterator[None]:
+    "In the block what is printed goes to the error stream where the output is a file of the command (/dev/stdout)."
+    from clad.files import open_stream
+
+    files = [getattr(words, name, None) for name in ("out", "report")]
+    with redirect_stdout(sys.stderr) if 1 in [open_stream(f) for f in files if f] else nullcontext():
+        yield
+
+
+@contextmanager
 def _any_name_shown() -> Iterator[None]:
     "In the block a letter that the terminal cannot show is written as its code, and is no failure."
     if not hasattr(stream := sys.stdout, "reconfigure"):
@@ -720,7 +732,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
                 "update": _update}
     try:
-        with _any_name_shown():
+        with _any_name_shown(), _results_aside(words):
             commands[words.command](words)
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -585,3 +585,40 @@ def test_twelve_bits_in_sixteen_are_announced_in_every_kind_of_png(tmp_path, kin
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clad.read_pictures(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- streams, locks, words
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    "A fitted detector in a file, beside the folder `good` that it was fitted on."
+    folder = tmp_path_factory.mktemp("model")
+    save_all(folder / "good", PICTURES[:40])
+    clad.OCSVM(calibration_fraction=0.5, alpha=0.2).fit(PICTURES[:40]).save(folder / "m.clad")
+    return folder / "m.clad"
+
+
+def test_a_table_goes_into_a_pipe_and_behind_what_a_file_holds(model, tmp_path):
+    command = f"{sys.executable} -c 'import sys; from clad.cli import main; sys.exit(main())' "
+    score = command + f"score {model} {model.parent / 'good'} --quiet --out "
+
+    def shell(line: str) -> str:
+        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "of 40 pictures flagged" in done.stderr, done.stderr
+        return done.stdout
+
+    table = shell(score + "/dev/stdout | cat")
+    assert table.startswith("file,score") and table.count("\n") == 41
+    (tmp_path / "kept.csv").write_text("kept\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    shell(score + "/dev/stdout >> kept.csv")
+    shell(score + "link >> kept.csv")
+    shell(f"({score} /dev/fd/3 >&2) 3>> kept.csv")
+    assert (tmp_path / "kept.csv").read_text() == "kept\n" + 3 * table
+    shell(f"(echo first; {score} /dev/stdout; echo last) > all.csv")
+    assert (tmp_path / "all.csv").read_text() == f"first\n{table}last\n"
+    more = save_all(tmp_path / "more", PICTURES[40:60])
+    made = subprocess.run(command + f"update {model} {more} --out /dev/stdout | cat",
+                          shell=True, capture_output=True)
+    (tmp_path / "n.clad").write_bytes(made.stdout)
+    assert len(clad.load(tmp_path / "n.clad").calibration_scores_) == 40 and b"remembered" in made.stderr
