@@ -419,7 +419,10 @@ def _update(words: argparse.Namespace) -> None:
     target = Path(out).resolve()
     with _talk(words) as say:
         pictures = _read(words, say, like=detector)
-        with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}")):
+        def waiting() -> None:
+            say(f"waiting until another `clad update` has written {out}")
+
+        with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}"), waiting):
             detector = _load(words)    # again: another update may have written it meanwhile
             detector.update(pictures.images, picked=words.picked).save(out)
     done = detector.fit_report_["updates"][-1]

@@ -14,13 +14,13 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
@@ -172,9 +172,20 @@ def read_bundle(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.n
 
 # %% ../nbs/50_files.ipynb #b0a3b450
 @contextmanager
-def locked(path: str | os.PathLike) -> Iterator[None]:
-    "Hold the lock of `path` among all processes and threads of this machine; waits while another holds it."
+def locked(path: str | os.PathLike, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of `path` among all processes and threads of this machine; waits while another holds it.
+
+    waiting: what is called, once, where that takes more than two seconds.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock"), thread_local=False):
+    lock = FileLock(path.with_name(f"{path.name}.lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=-1 if waiting is None else 2)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

@@ -622,3 +622,24 @@ def test_a_table_goes_into_a_pipe_and_behind_what_a_file_holds(model, tmp_path):
                           shell=True, capture_output=True)
     (tmp_path / "n.clad").write_bytes(made.stdout)
     assert len(clad.load(tmp_path / "n.clad").calibration_scores_) == 40 and b"remembered" in made.stderr
+
+
+def test_an_update_that_waits_for_another_says_so(model, tmp_path, capsys, monkeypatch):
+    "Once, after two seconds; then it goes on. A lock that is free is taken without a word."
+    (tmp_path / "m.clad").write_bytes(model.read_bytes())
+    more, other = save_all(tmp_path / "more", PICTURES[40:60]), FileLock(tmp_path / ".m.clad.lock", thread_local=False)
+    timer = threading.Timer(4, other.release)
+    read = clad.cli._read
+
+    def held(*words, **how):
+        other.acquire()
+        timer.start()
+        return read(*words, **how)
+
+    monkeypatch.setattr(clad.cli, "_read", held)
+    assert main(["update", str(tmp_path / "m.clad"), more]) == 0
+    said = f"clad: waiting until another `clad update` has written {tmp_path / 'm.clad'}\n"
+    assert capsys.readouterr().err.count(said) == 1 and len(clad.load(tmp_path / "m.clad").calibration_scores_) == 40
+    monkeypatch.setattr(clad.cli, "_read", read)
+    assert main(["update", str(tmp_path / "m.clad"), save_all(tmp_path / "new", PICTURES[60:70])]) == 0
+    assert "waiting" not in capsys.readouterr().err and not other.is_locked
