@@ -211,13 +211,28 @@ class Decisions:
         return conformal_offset(self.calibration_scores_, as_written(self.alpha), self.calibration_groups_)
 
     def decision_function(self, X) -> np.ndarray:
-        "`score_samples(X) - offset_`, float64 [N]: negative = anomalous."
+        """`score_samples(X) - offset_`, float64 [N]: negative = anomalous.
+
+        Without a threshold it is `score_samples(X)`, with a warning: its order is right, as for scikit-learn's scorer
+        "roc_auc", and its sign means nothing.
+        """
         self._require_fit()
-        offset = self.offset_
+        try:
+            offset = self.offset_
+        except (NotFittedError, ValueError) as error:
+            self._check_alpha()
+            warnings.warn(f"{type(self).__name__}: these are the scores alone, by which images can be ranked and not "
+                          f"judged. {error}", UserWarning, stacklevel=2)
+            offset = 0.0
         return self.score_samples(X) - offset
 
     def predict(self, X) -> np.ndarray:
-        "+1 for normal, -1 for anomalous, int [N], at the false-alarm rate `alpha`."
+        """+1 for normal, -1 for anomalous, int [N], at the false-alarm rate `alpha`.
+
+        Raises NotFittedError where nothing was held out or calibrated, ValueError where that was too little.
+        """
+        self._require_fit()
+        self.offset_  # noqa: B018
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def p_values(self, X, by: str = "pool") -> np.ndarray:

@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from scipy.stats import norm
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
 
 import clad
 import clad.base
@@ -643,3 +645,21 @@ def test_an_update_that_waits_for_another_says_so(model, tmp_path, capsys, monke
     monkeypatch.setattr(clad.cli, "_read", read)
     assert main(["update", str(tmp_path / "m.clad"), save_all(tmp_path / "new", PICTURES[60:70])]) == 0
     assert "waiting" not in capsys.readouterr().err and not other.is_locked
+
+
+@pytest.mark.parametrize("share, words", [(0, "no threshold yet"), (0.1, "at least 19 are needed")])
+def test_a_scorer_of_scikit_learn_ranks_without_a_threshold(share, words):
+    "Few pictures at default parameters, or none held out: the order is known, a verdict is not."
+    x = np.concatenate([PICTURES, RNG.integers(0, 256, (30, 1, 16, 16), dtype=np.uint8)])
+    normal = np.arange(len(x)) < len(PICTURES)
+    folds = [(np.arange(90), np.arange(90, len(x)))]
+    with pytest.warns(UserWarning, match=words):
+        found = cross_val_score(clad.OCSVM(calibration_fraction=share), x, normal, scoring="roc_auc", cv=folds)
+    assert found[0] > 0.9
+    detector = clad.OCSVM(calibration_fraction=share).fit(PICTURES)
+    assert (detector.decision_function(x) == detector.score_samples(x)).all()
+    for call in (detector.predict, detector.p_values if share == 0 else detector.predict):
+        with pytest.raises((NotFittedError, ValueError), match=words):
+            call(x)
+    with pytest.raises(ValueError, match="alpha is 7"):
+        detector.set_params(alpha=7).decision_function(x)
