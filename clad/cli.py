@@ -147,7 +147,8 @@ _FIT = """examples:
 Only normal pictures belong into the folder; nobody has to say how many kinds of them there are. A tenth of the pictures
 (more, where there are few) is not learnt from: it sets the threshold, so that on average at most a share alpha of new
 normal pictures is flagged. Pictures get one size: the medians of the folder, at most 64 pixels long, or that of --size.
-Broken files are named and left out. What a large folder takes is said first; it is streamed from disk. The model file
+Broken files are left out; the first five are named, and all in the model file: load(MODEL).fit_report_["folder"]
+["left_out"]. What a large folder takes is said first; it is streamed from disk. The model file
 keeps up to 200 of the pictures that were not learnt from, to explain others by.
 """
 _SCORE = """examples:
@@ -295,7 +296,9 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
     for why in list(pictures.skipped.values())[:5]:
         say(f"left out: {why}")
     if len(pictures.skipped) > 5:
-        say(f"left out: {len(pictures.skipped) - 5} more files")
+        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out}
+        say(f"left out: {len(pictures.skipped) - 5} more files, all named in "
+            + where.get(words.command, f'the last of the "updates" in the fit_report_ of {words.out or words.model}'))
     return pictures
 
 
@@ -343,7 +346,7 @@ def _fit(words: argparse.Namespace) -> None:
             + long * ("budget" not in wanted))
         begun = time.monotonic()
         detector.fit(pictures.images)
-        detector.fit_report_["folder"] = pictures.facts()
+        detector.fit_report_["folder"] = {**pictures.facts(), "left_out": list(pictures.skipped)}
         if hidden_classes(detector, pictures.images[:1]) is None:
             sort_by_look(detector, pictures.images)
         keep_examples(detector, pictures.images).save(words.out)
@@ -424,8 +427,9 @@ def _update(words: argparse.Namespace) -> None:
 
         with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}"), waiting):
             detector = _load(words)    # again: another update may have written it meanwhile
-            detector.update(pictures.images, picked=words.picked).save(out)
-    done = detector.fit_report_["updates"][-1]
+            done = detector.update(pictures.images, picked=words.picked).fit_report_["updates"][-1]
+            done["left_out"] = list(pictures.skipped)
+            detector.save(out)
     print(f"{out}: {done['images']:,} pictures, {done['remembered']:,} remembered, {done['calibrated']:,} for the "
           f"threshold, which now rests on {len(detector.calibration_scores_):,}")
 

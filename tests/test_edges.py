@@ -663,3 +663,20 @@ def test_a_scorer_of_scikit_learn_ranks_without_a_threshold(share, words):
             call(x)
     with pytest.raises(ValueError, match="alpha is 7"):
         detector.set_params(alpha=7).decision_function(x)
+
+
+def test_files_that_were_left_out_are_all_named_somewhere(model, tmp_path, capsys):
+    "The first five on the error stream, all in the model file or in the table."
+    folder, names = save_all(tmp_path / "some", PICTURES[40:80]), [f"broken {i}.png" for i in range(8)]
+    for name in names:
+        (tmp_path / "some" / name).write_bytes(b"no picture")
+    file, out = tmp_path / "m.clad", tmp_path / "s.csv"
+    assert main(["fit", folder, "--out", str(file), "--detector", "OCSVM", "--alpha", "0.2"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("broken") == 5 and f'3 more files, all named in the "folder" of the fit_report_ of {file}' in err
+    assert clad.load(file).fit_report_["folder"]["left_out"] == names
+    assert main(["update", str(model), folder, "--out", str(file)]) == 0
+    assert f'all named in the last of the "updates" in the fit_report_ of {file}' in capsys.readouterr().err
+    assert clad.load(file).fit_report_["updates"][-1]["left_out"] == names
+    assert main(["score", str(model), folder, "--out", str(out)]) == 0
+    assert f"all named in {out}" in capsys.readouterr().err and pd.read_csv(out).file.isin(names).sum() == 8
