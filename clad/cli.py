@@ -230,10 +230,16 @@ def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     flags = {"n_clusters": words.n_clusters, "alpha": words.alpha, "random_state": words.seed, "device": words.device,
              "verbose": _bars(words)}
     flags = {key: value for key, value in flags.items() if value is not None}
+    given = {key: f"--{key.replace('_', '-')}" for key in ("n_clusters", "alpha") if key in flags}
+    given |= {"random_state": "--seed"} if words.seed != 0 else {}
+    given |= {"device": "--device"} if words.device != "auto" else {}
     for pair in words.set:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise ValueError(f"--set {pair} is no NAME=VALUE, as in --set hidden_dim=20")
+        if key in given:
+            raise ValueError(f"{key} is given twice, by {given[key]} and by --set {pair}: leave one out")
+        given[key] = f"--set {pair}"
         try:
             flags[key] = json.loads(value)
         except ValueError:

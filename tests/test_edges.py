@@ -680,3 +680,15 @@ def test_files_that_were_left_out_are_all_named_somewhere(model, tmp_path, capsy
     assert clad.load(file).fit_report_["updates"][-1]["left_out"] == names
     assert main(["score", str(model), folder, "--out", str(out)]) == 0
     assert f"all named in {out}" in capsys.readouterr().err and pd.read_csv(out).file.isin(names).sum() == 8
+
+
+@pytest.mark.parametrize("words, both", [
+    (["--alpha", "0.2", "--set", "alpha=0.1"], "alpha is given twice, by --alpha and by --set alpha=0.1"),
+    (["--set", "nu=0.1", "--set", "nu=0.2"], "nu is given twice, by --set nu=0.1 and by --set nu=0.2"),
+    (["--n-clusters", "2", "--set", "n_clusters=3"], "n_clusters is given twice, by --n-clusters and by --set"),
+    (["--seed", "2", "--set", "random_state=3"], "random_state is given twice, by --seed and by --set")])
+def test_a_parameter_that_is_given_twice_is_refused(model, tmp_path, capsys, words, both):
+    out = tmp_path / "m.clad"
+    assert main(["fit", str(model.parent / "good"), "--out", str(out), "--detector", "OCSVM", *words]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"clad: {both}") and err.count("\n") == 1 and not out.exists()
