@@ -325,14 +325,16 @@ def _check_file(path: str, flag: str) -> None:
 # %% ../nbs/49_cli.ipynb #783aa5fb
 def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
+    from clad.base import usable_device
     from clad.folders import amount
     from clad.report import hidden_classes, keep_examples, sort_by_look
-    from clad.training import fingerprints, resolve_device
+    from clad.training import fingerprints
 
     _check_file(words.out, "--out")
-    resolve_device(words.device)    # before the pictures are read
+    usable_device(words.device)    # before the pictures are read
     wanted = _wanted(words)
     detector = _named_detector(words.detector, words.settings, wanted)
+    usable_device(detector.device)
     detector._check_alpha()
     share = wanted.get("calibration_fraction", 0.5)
     if not isinstance(share, int | float) or not 0 < share < 1:

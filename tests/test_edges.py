@@ -692,3 +692,16 @@ def test_a_parameter_that_is_given_twice_is_refused(model, tmp_path, capsys, wor
     assert main(["fit", str(model.parent / "good"), "--out", str(out), "--detector", "OCSVM", *words]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"clad: {both}") and err.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("device", ["meta", "meta:0", "hpu", "mps", "gpu"])
+def test_a_device_that_computes_nothing_is_named_before_any_picture_is_read(model, tmp_path, capsys, device):
+    empty, out = str(tmp_path), str(tmp_path / "out")    # a folder without pictures would be the next complaint
+    for words in (["fit", empty, "--out", out, "--detector", "OCSVM", "--device", device],
+                  ["fit", empty, "--out", out, "--detector", "OCSVM", "--set", f"device={device}"],
+                  ["score", str(model), empty, "--out", out, "--device", device],
+                  ["update", str(model), empty, "--out", out, "--device", device]):
+        assert main(words) == 1
+        assert capsys.readouterr().err == f"clad: device {device!r} is not available here: use 'auto' or 'cpu'.\n"
+    with pytest.raises(ValueError, match=f"device {device!r} is not available"):
+        clad.GCN(device=device).fit(PICTURES)
