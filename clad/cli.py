@@ -159,7 +159,8 @@ _SCORE = """examples:
 
 The table has a row for each file: score (higher is stranger), p_value (share of held-out normal pictures at least as
 strange), hidden_class, flagged, and a note for files that could not be read. --alpha may differ from that of the fit.
---out /dev/stdout gives the table to the next command of a pipe.
+--out /dev/stdout gives the table to the next command of a pipe. A name that begins with = + - or @ gets ./ in front, so
+that no spreadsheet takes it for a formula.
 The page shows the strangest flagged pictures beside normal ones that the model file keeps, and where in them the score
 comes from; the first takes the time of some 3,000 scores, each further one that of 50; --reasons 0 leaves them out.
 """

@@ -1,4 +1,5 @@
 "Odd but lawful: integer rows, NumPy scalars, named columns, extreme values, folders that fail, updates at once."
+import csv
 import io
 import os
 import struct
@@ -705,3 +706,21 @@ def test_a_device_that_computes_nothing_is_named_before_any_picture_is_read(mode
         assert capsys.readouterr().err == f"clad: device {device!r} is not available here: use 'auto' or 'cpu'.\n"
     with pytest.raises(ValueError, match=f"device {device!r} is not available"):
         clad.GCN(device=device).fit(PICTURES)
+
+
+def test_names_that_a_spreadsheet_would_obey(model, tmp_path):
+    "They stay names of the same files, and a carriage return does not break a row in two."
+    names = ["=1+1.png", "+a.png", "-b.png", "@c.png", "\td.png", "\re.png", "f\rg.png", "\uff1dh.png", "plain.png", "i\nj.png"]
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for i, name in enumerate(names):
+        Image.fromarray(PICTURES[i, 0]).save(folder / name)
+    (folder / "=broken.png").write_bytes(b"no picture")
+    out = tmp_path / "s.csv"
+    assert main(["score", str(model), str(folder), "--out", str(out), "--quiet"]) == 0
+    with open(out, newline="") as file:
+        header, *rows = list(csv.reader(file))
+    assert {len(row) for row in rows} == {len(header)} and len(rows) == 11
+    assert all((folder / row[0]).is_file() and row[0].startswith(("./", "plain", "f", "i")) for row in rows)
+    assert sorted(row[0].removeprefix("./") for row in rows) == sorted([*names, "=broken.png"])
+    assert sorted(pd.read_csv(out).file) == sorted(row[0] for row in rows)
