@@ -671,7 +671,10 @@ def _figures(words: argparse.Namespace) -> None:
             raise ValueError(f"{FORMS.as_posix()} is not here: --runs needs a clone of the repository; leave it out")
         check_folder(words.runs, "the notebooks (--runs)")
         return _draw(words, forms)
-    for path in write_reports(words.results, words.figures):
+    written = write_reports(words.results, words.figures)
+    if not written and words.command == "figures":
+        raise ValueError(f"there are no records in {words.results} (--results): `clad reproduce` makes some")
+    for path in written:
         print(path.as_posix())
 
 # %% ../nbs/49_cli.ipynb #73c96ef5

@@ -724,3 +724,10 @@ def test_names_that_a_spreadsheet_would_obey(model, tmp_path):
     assert all((folder / row[0]).is_file() and row[0].startswith(("./", "plain", "f", "i")) for row in rows)
     assert sorted(row[0].removeprefix("./") for row in rows) == sorted([*names, "=broken.png"])
     assert sorted(pd.read_csv(out).file) == sorted(row[0] for row in rows)
+
+
+def test_figures_of_no_records_are_no_success(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    assert main(["figures", "--results", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")]) == 1
+    err = capsys.readouterr().err
+    assert err == f"clad: there are no records in {tmp_path / 'results'} (--results): `clad reproduce` makes some\n"
