@@ -8,9 +8,9 @@ __all__ = ['SIDE', 'score_pictures', 'sort_by_look', 'hidden_classes', 'keep_exa
 
 # %% ../nbs/44_report.ipynb #8523d412
 import base64
+import csv
 import html
 import io
-import csv
 import math
 import os
 import warnings
@@ -117,7 +117,7 @@ def reasons_for(detector: Detector) -> Reasons | None:
 # %% ../nbs/44_report.ipynb #df0be2f2
 def _harmless(text: str) -> str:
     "Text that no spreadsheet takes for a formula; a path with ./ in front is the same file."
-    return f"./{text}" if text.startswith(tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")) else text
+    return f"./{text}" if str(text).startswith(tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")) else text
 
 
 def write_scores(path: str | os.PathLike, table: pd.DataFrame, skipped: dict[str, str] | None = None) -> Path:

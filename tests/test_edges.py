@@ -710,7 +710,8 @@ def test_a_device_that_computes_nothing_is_named_before_any_picture_is_read(mode
 
 def test_names_that_a_spreadsheet_would_obey(model, tmp_path):
     "They stay names of the same files, and a carriage return does not break a row in two."
-    names = ["=1+1.png", "+a.png", "-b.png", "@c.png", "\td.png", "\re.png", "f\rg.png", "\uff1dh.png", "plain.png", "i\nj.png"]
+    names = ["=1+1.png", "+a.png", "-b.png", "@c.png", "\td.png", "\re.png", "f\rg.png", "\uff1dh.png", "plain.png",
+             "i\nj.png"]
     folder = tmp_path / "odd"
     folder.mkdir()
     for i, name in enumerate(names):
