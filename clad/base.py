@@ -31,6 +31,7 @@ from clad.conformal import (
     conformal_p_values,
     held_out,
     least_groups,
+    least_picked,
     rounded_up,
     scarce_clusters,
 )
@@ -285,13 +286,33 @@ class Decisions:
         return sorted({*scarce, *np.setdiff1d(getattr(self, "labels_", known), known).tolist()})
 
     def discoveries(self, X, fdr: float = 0.1, by: str = "pool") -> np.ndarray:
-        """Images of a batch that are picked as anomalies, bool [N]: on average at most a share `fdr` of them is normal.
+        """Images of a batch that are picked as anomalies by Benjamini and Hochberg's procedure on `p_values(X, by)`, bool
+        [N].
 
-        Benjamini and Hochberg's procedure on `p_values(X, by)`; of near-duplicates, give one each.
+        On average at most a share `fdr` of the picked is normal: where the calibration has no groups and no update has
+        let images into a memory, and with by="cluster" where no image is in a scarce cluster (chapter 54). Elsewhere the
+        p-values keep their promise and nothing is known of that share. Of near-duplicates in the batch, give one each.
+        Warns where nothing is picked and so few calibration images could not have picked a single image.
         """
         if not is_number(0, high=1)(fdr):
             raise ValueError(f"fdr is {fdr!r}: the tolerated share of false alarms among the picked must be in (0, 1).")
-        return false_discovery_control(self.p_values(X, by)) <= fdr + 1e-9
+        p = self.p_values(X, by)
+        picked = false_discovery_control(p) <= fdr + 1e-9
+        if not picked.any() and (few := least_picked(least := self._least_p(X, len(p), by), fdr)) != 1:
+            one, any_ = least_groups(fdr / len(p)), f"; at least {least_groups(fdr)} to pick any" if few == 0 else ""
+            warnings.warn(f"{type(self).__name__}: at fdr={fdr:g} {f'fewer than {few}' if few else 'none'} of {len(p)} "
+                          f"images can be picked: with so few calibration images no p-value is below {least.min():.3g}. "
+                          f"It takes {one} of them {'in its cluster ' * (by == 'cluster')}to pick a single image{any_}.",
+                          UserWarning, stacklevel=2)
+        return picked
+
+    def _least_p(self, X, n: int, by: str) -> np.ndarray:
+        "The smallest p-value that each of n images could have, float64 [n]."
+        known, groups, lowest = self.calibration_scores_, self.calibration_groups_, np.full(n, -np.inf)
+        if by == "pool":
+            return conformal_p_values(known, lowest, groups)
+        least = least_groups(as_written(self.alpha))
+        return cluster_p_values(known, lowest, self.calibration_clusters_, self._clusters(X), least, groups)
 
     def certificate(self, confidence: float = 0.95) -> Certificate:
         """What holds for this threshold: "With 95 % confidence the false-alarm rate is at most ..." (`str`, `rate`).

@@ -738,3 +738,19 @@ def test_the_extra_is_named_as_it_is_installed_from_an_index_and_from_a_clone(mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     why = clad.cli.default_detector()[2]
     assert "pip install 'clad-detector[encoder]'" in why and "in a clone pip install '.[encoder]'" in why
+
+
+def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing(on_rows):
+    far = np.full((1, 6), 500.0)
+    detector = clad.OCSVM(alpha=0.2, calibration_fraction=0.1).fit(ROWS)    # 24 calibrate: no p-value below 0.04
+    with pytest.warns(UserWarning, match="at fdr=0.01 none of 10 images can be picked.*below 0.04. It takes 999 of them "
+                                         "to pick a single image; at least 99 to pick any"):
+        assert not detector.discoveries(np.repeat(far, 10, 0), 0.01).any()
+    with pytest.warns(UserWarning, match="at fdr=0.1 fewer than 4 of 10 images can be picked.*It takes 99 of them"):
+        assert not detector.discoveries(np.concatenate([far, ROWS[:9]]), 0.1).any()
+    with pytest.warns(UserWarning, match="of them in its cluster to pick a single image"):
+        assert not on_rows.discoveries(ROWS[:60], 0.01, by="cluster").any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert detector.discoveries(np.repeat(far, 10, 0), 0.1).all()
+        assert not clad.OCSVM(alpha=0.2, calibration_fraction=0.5).fit(ROWS).discoveries(ROWS[:3], 0.1).any()
