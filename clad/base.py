@@ -286,23 +286,23 @@ class Decisions:
         return sorted({*scarce, *np.setdiff1d(getattr(self, "labels_", known), known).tolist()})
 
     def discoveries(self, X, fdr: float = 0.1, by: str = "pool") -> np.ndarray:
-        """Images of a batch that are picked as anomalies by Benjamini and Hochberg's procedure on `p_values(X, by)`, bool
-        [N].
+        """Images of a batch that Benjamini and Hochberg's procedure on `p_values(X, by)` picks as anomalies, bool [N].
 
         On average at most a share `fdr` of the picked is normal: where the calibration has no groups and no update has
-        let images into a memory, and with by="cluster" where no image is in a scarce cluster (chapter 54). Elsewhere the
-        p-values keep their promise and nothing is known of that share. Of near-duplicates in the batch, give one each.
-        Warns where nothing is picked and so few calibration images could not have picked a single image.
+        let images into a memory, and with by="cluster" where no image is in a scarce cluster (chapter 54). Elsewhere
+        that share is not proved. Of near-duplicates in the batch, give one each. Warns where nothing is picked and so
+        few calibration images could not have picked a single image.
         """
         if not is_number(0, high=1)(fdr):
             raise ValueError(f"fdr is {fdr!r}: the tolerated share of false alarms among the picked must be in (0, 1).")
         p = self.p_values(X, by)
         picked = false_discovery_control(p) <= fdr + 1e-9
         if not picked.any() and (few := least_picked(least := self._least_p(X, len(p), by), fdr)) != 1:
-            one, any_ = least_groups(fdr / len(p)), f"; at least {least_groups(fdr)} to pick any" if few == 0 else ""
-            warnings.warn(f"{type(self).__name__}: at fdr={fdr:g} {f'fewer than {few}' if few else 'none'} of {len(p)} "
-                          f"images can be picked: with so few calibration images no p-value is below {least.min():.3g}. "
-                          f"It takes {one} of them {'in its cluster ' * (by == 'cluster')}to pick a single image{any_}.",
+            what = f"fewer than {few} of {len(p)} images cannot" if few else f"none of {len(p)} images can"
+            takes = f"{least_groups(fdr / len(p))} of them" + " in its cluster" * (by == "cluster")
+            more = "" if few else f"; at least {least_groups(fdr)} to pick any"
+            warnings.warn(f"{type(self).__name__}: at fdr={fdr:g} {what} be picked: with so few calibration images no "
+                          f"p-value is below {least.min():.3g}. It takes {takes} to pick a single image{more}.",
                           UserWarning, stacklevel=2)
         return picked
 
@@ -408,7 +408,7 @@ class Decisions:
             names = np.concatenate([self.calibration_groups_, self.calibration_groups_.max() + 1 + names])
         self._calibrated(scores, clusters, np.unique(names, return_inverse=True)[1])
 
-
+# %% ../nbs/55_base.ipynb #74a1e7a5
 def _numbered(groups: Any, n: int) -> np.ndarray:
     "Groups as numbers from 0 on, int [n]; each image its own where none are given. ValueError for another shape."
     return np.arange(n) if groups is None else np.unique(_column(groups, n), return_inverse=True)[1]
