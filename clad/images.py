@@ -248,20 +248,28 @@ def _pictures(folder: Path) -> list[Path]:
     return [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
+def _walk(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
+    "`folder` and the folders below it, each real folder once, however many links lead there; upper ones come first."
+    waiting, seen = [(folder, walked)], {os.path.realpath(folder)}
+    for here, known in waiting:    # which grows
+        for path, deeper in _folders(here, known):
+            if (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                waiting.append((path, deeper))
+    return [path for path, _ in waiting]
+
+
 def _image_files(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
     "Image files in `folder` and its sub-folders, sorted by path."
-    below = [file for path, known in _folders(folder, walked) for file in _image_files(path, known)]
-    return sorted(_pictures(folder) + below)
+    return sorted(file for here in _walk(folder, walked) for file in _pictures(here))
 
 
 def list_files(folder: Path) -> tuple[list[Path], int]:
     "Image files in `folder` and its sub-folders, sorted by path, and how many other visible files there are."
-    def others(folder: Path, walked: tuple[Path, ...]) -> int:
-        here = sum(not p.is_dir() for p in _visible(folder)) - len(_pictures(folder))
-        return here + sum(others(path, known) for path, known in _folders(folder, walked))
-
-    walked = (folder.resolve(),)
-    return _image_files(folder, walked), others(folder, walked)
+    files, folders = [], _walk(folder, (folder.resolve(),))
+    for here in folders:
+        files += _pictures(here)
+    return sorted(files), sum(not p.is_dir() for here in folders for p in _visible(here)) - len(files)
 
 # %% ../nbs/51_images.ipynb #21e47e56
 def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:

@@ -759,3 +759,19 @@ def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing(on_rows
         warnings.simplefilter("error")
         assert detector.discoveries(np.repeat(far, 10, 0), 0.1).all()
         assert not clad.OCSVM(alpha=0.2, calibration_fraction=0.5).fit(ROWS).discoveries(ROWS[:3], 0.1).any()
+
+
+def test_a_folder_that_many_links_lead_to_is_read_once(tmp_path):
+    "Twelve folders outside, each with two links to the next: 2 to the 12th ways to the last one."
+    outside, mine = tmp_path / "outside", tmp_path / "mine"
+    for i in range(12):
+        save_all(outside / f"{i:02}", PICTURES[i:i + 1])
+        (outside / f"{i:02}" / "notes.txt").write_text("")
+        for name in ("x", "y"):
+            (outside / f"{i:02}" / name).symlink_to(outside / f"{i + 1:02}" if i < 11 else outside / "00")
+    save_all(mine, PICTURES[20:21])
+    for name, target in {"a": "00", "b": "00", "c": "05"}.items():
+        (mine / name).symlink_to(outside / target)
+    found = clad.read_pictures(mine, size=16)
+    assert len({p.tobytes() for p in found.images}) == len(found) == 13 and found.plan.scan.others == 12
+    assert {"a/" + found.files[0].split("/")[-1], *[f for f in found.files if f.startswith("c/")]} <= set(found.files)
