@@ -125,6 +125,9 @@ def unreadable(path: Path, error: Exception) -> ValueError:
     for name in (repr(str(path)), str(path)):
         reason = reason.replace(f"image file {name}", "the file").replace(name, "the file")
     reason = reason.rstrip(".") or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ValueError(f"{path} is too large ({reason}); make a smaller copy or cut it into parts (in Python, "
+                          "PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit, for files that you trust).")
     return ValueError(f"{path} cannot be read as an image ({reason}); replace or remove it.")
 
 # %% ../nbs/51_images.ipynb #99cc9249

@@ -764,6 +764,7 @@ def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing(on_rows
 def test_a_folder_that_many_links_lead_to_is_read_once(tmp_path):
     "Twelve folders outside, each with two links to the next: 2 to the 12th ways to the last one."
     outside, mine = tmp_path / "outside", tmp_path / "mine"
+    outside.mkdir()
     for i in range(12):
         save_all(outside / f"{i:02}", PICTURES[i:i + 1])
         (outside / f"{i:02}" / "notes.txt").write_text("")
@@ -774,4 +775,16 @@ def test_a_folder_that_many_links_lead_to_is_read_once(tmp_path):
         (mine / name).symlink_to(outside / target)
     found = clad.read_pictures(mine, size=16)
     assert len({p.tobytes() for p in found.images}) == len(found) == 13 and found.plan.scan.others == 12
-    assert {"a/" + found.files[0].split("/")[-1], *[f for f in found.files if f.startswith("c/")]} <= set(found.files)
+    assert {"000.png", "a/000.png", "c/000.png"} < set(found.files) and "b/000.png" not in found.files
+
+
+def test_a_picture_above_the_limit_is_told_what_to_do(tmp_path, monkeypatch):
+    folder = save_all(tmp_path / "p", PICTURES[:3])
+    Image.new("L", (90, 90)).save(tmp_path / "p" / "large.png")
+    for limit in (5000, 3000):    # Pillow warns above the limit, and refuses above twice of it
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        found = clad.read_pictures(folder)
+        assert len(found) == 3 and "large.png is too large (Image size (8100 pixels) exceeds limit of" in (
+            why := found.skipped["large.png"]) and "make a smaller copy or cut it into parts" in why
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert len(clad.read_pictures(folder)) == 4
