@@ -11,8 +11,8 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +355,8 @@ class Decisions:
         before = {k: copy.copy(v) if isinstance(v, Stage) else copy.deepcopy(v) if k == "fit_report_" else v
                   for k, v in vars(self).items()}
         try:
-            self._take_in(images, scores, names, prints, picked)
+            with self._nameless():
+                self._take_in(images, scores, names, prints, picked)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -377,6 +378,16 @@ class Decisions:
             self.learnt_prints_ = np.concatenate([getattr(self, "learnt_prints_", prints[:0]), prints[keep]])
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
+
+    @contextmanager
+    def _nameless(self) -> Iterator[None]:
+        "In the block arrays stand for rows of a table whose column names have been compared."
+        names = vars(self).pop("feature_names_in_", None)
+        try:
+            yield
+        finally:
+            if names is not None:
+                self.feature_names_in_ = names
 
     def _unseen(self, prints: np.ndarray) -> np.ndarray:
         "Mask of the images not taken in before, of equal ones the first; warns of others, ValueError where none is."
@@ -523,7 +534,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         if images.ndim == 2:
             self.n_features_in_ = images.shape[1]
         if some:
-            self.calibrate(images[held], None if groups is None else groups[held])
+            with self._nameless():
+                self.calibrate(images[held], None if groups is None else groups[held])
 
     def fit_stages(self, pixels: Pixels, work: Workspace) -> None:
         "Fit a clone of each stage, in order, on the images and the stages it builds on; they become `<name>_`."

@@ -788,3 +788,24 @@ def test_a_picture_above_the_limit_is_told_what_to_do(tmp_path, monkeypatch):
             why := found.skipped["large.png"]) and "make a smaller copy or cut it into parts" in why
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert len(clad.read_pictures(folder)) == 4
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+def test_a_table_with_names_is_quiet_where_they_match():
+    "As in scikit-learn: no warning in a fit, a score or an update; a bare array, and other names, are noticed."
+    frame = pd.DataFrame(ROWS, columns=list("abcdef"))
+    new, other = (pd.DataFrame(ROWS[:60] + shift, columns=list("abcdef")) for shift in (0.5, 0.25))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for detector in (clad.OCSVM(alpha=0.2), clad.CLADPlus(alpha=0.2)):
+            detector.fit(frame).update(new).calibrate(other)
+            detector.predict(new), detector.discoveries(new, 0.2), detector.p_values(new)
+        assert detector.feature_names_in_.tolist() == list("abcdef")
+        brief(calibration_fraction=0.5, alpha=0.2).fit(frame).p_values(new)
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        detector.score_samples(ROWS)
+    for call in (detector.update, detector.calibrate):
+        with pytest.raises(ValueError, match="feature names"):
+            call(new[list("fedcba")])
+        assert detector.feature_names_in_.tolist() == list("abcdef")
