@@ -36,7 +36,7 @@ from clad.conformal import (
     scarce_clusters,
 )
 from .files import read_bundle, write_bundle
-from .images import Part, check_images
+from .images import Part, check_images, refuse_masked
 from .settings import as_written, is_number, is_whole, named_settings
 from .training import Pixels, Stage, StageStore, Workspace, fingerprints, resolve_device, seeded
 
@@ -509,6 +509,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
 
     def _checked(self, X, shape: tuple[int, ...] | None = None) -> np.ndarray:
         "X by `check_images`; rows, where they are accepted, by scikit-learn's rules before. shape: None in a fit."
+        refuse_masked(X)
         if self.accepts_flat and _are_rows(X):
             least = 2 if shape is None and self.calibration_fraction else 1
             X = validate_data(self, X, reset=shape is None, dtype=[np.float64, np.float32], ensure_all_finite=False,

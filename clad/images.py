@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'free_memory', 'from_folder', 'Part',
-           'check_images']
+           'refuse_masked', 'check_images']
 
 # %% ../nbs/51_images.ipynb #2b946883
 def _check_fields(data: ImageSet) -> None:
@@ -427,12 +427,22 @@ def _finite_unit(x: np.ndarray, name: str) -> None:
                 "floats must lie in [0, 1]; pass uint8 for 0..255, and raw rather than normalised images.")
 
 # %% ../nbs/51_images.ipynb #c0fa665b
+def refuse_masked(X, name: str = "X") -> None:
+    "ValueError for an array of numpy.ma, or a list of such, with a masked entry: what lies under a mask is no value."
+    several = isinstance(X, (list, tuple))
+    for i, part in enumerate(X if several else [X]):
+        if isinstance(part, np.ma.MaskedArray) and (masked := np.atleast_1d(np.ma.getmaskarray(part))).any():
+            first = i if several else int(np.flatnonzero(masked.reshape(len(masked), -1).any(1))[0])
+            raise ValueError(f"{name}[{first}] has masked values: leave it out, or put values there (X.filled(...)).")
+
+
 def _to_array(X, name: str) -> np.ndarray | Part:
     "X as an array; what is none is refused by what it is, a ragged list by its first image of another size."
     if isinstance(X, (str, bytes, os.PathLike)):
         raise ValueError(f"{name} is a path ({os.fsdecode(X)!r}), not images: read them first, with from_folder(path).")
     if isinstance(X, Part):
         return X
+    refuse_masked(X, name)
     if isinstance(X, ImageSet):
         raise ValueError(f"{name} is an ImageSet ({X.name}): pass its field `images`.")
     if (torch := sys.modules.get("torch")) and isinstance(X, torch.Tensor):   # a tensor has imported it

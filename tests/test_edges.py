@@ -809,3 +809,17 @@ def test_a_table_with_names_is_quiet_where_they_match():
         with pytest.raises(ValueError, match="feature names"):
             call(new[list("fedcba")])
         assert detector.feature_names_in_.tolist() == list("abcdef")
+
+
+def test_masked_values_are_refused_by_name():
+    rows, pictures = np.ma.array(ROWS, mask=False), np.ma.array(PICTURES, mask=False)
+    fitted = clad.OCSVM().fit(rows)
+    assert (fitted.score_samples(rows) == clad.OCSVM().fit(ROWS).score_samples(ROWS)).all()
+    clad.GCN().fit(pictures)
+    rows[7, 2] = pictures[5, 0, 3, 3] = np.ma.masked
+    for detector, x, i in ((clad.OCSVM(), rows, 7), (clad.OCSVM(), pictures, 5), (clad.GCN(), pictures, 5),
+                           (clad.GCN(), list(pictures), 5), (clad.CLADPlus(), rows, 7)):
+        with pytest.raises(ValueError, match=rf"X\[{i}\] has masked values: leave it out"):
+            detector.fit(x)
+    with pytest.raises(ValueError, match=r"X\[7\] has masked values"):
+        fitted.score_samples(rows)
