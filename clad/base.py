@@ -290,14 +290,17 @@ class Decisions:
 
         On average at most a share `fdr` of the picked is normal: where the calibration has no groups and no update has
         let images into a memory, and with by="cluster" where no image is in a scarce cluster (chapter 54). Elsewhere
-        that share is not proved. Of near-duplicates in the batch, give one each. Warns where nothing is picked and so
-        few calibration images could not have picked a single image.
+        that share is not proved. Of near-duplicates in the batch, give one each. Warns where nothing is picked because
+        there are so few calibration images: none could be, or some are as strange as an image can be beside those.
         """
         if not is_number(0, high=1)(fdr):
             raise ValueError(f"fdr is {fdr!r}: the tolerated share of false alarms among the picked must be in (0, 1).")
         p = self.p_values(X, by)
         picked = false_discovery_control(p) <= fdr + 1e-9
-        if not picked.any() and (few := least_picked(least := self._least_p(X, len(p), by), fdr)) != 1:
+        if picked.any():
+            return picked
+        few = least_picked(least := self._least_p(X, len(p), by), fdr)
+        if few == 0 or few > 1 and (p <= least + 1e-9).any():
             what = f"fewer than {few} of {len(p)} images cannot" if few else f"none of {len(p)} images can"
             takes = f"{least_groups(fdr / len(p))} of them" + " in its cluster" * (by == "cluster")
             more = "" if few else f"; at least {least_groups(fdr)} to pick any"

