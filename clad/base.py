@@ -7,6 +7,7 @@ __all__ = ['FORMAT', 'Knob', 'find_class', 'usable_device', 'Decisions', 'Detect
 
 # %% ../nbs/55_base.ipynb #346382e7
 import copy
+import hashlib
 import importlib
 import os
 import sys
@@ -147,15 +148,15 @@ class Decisions:
         """Set the threshold from normal images that the fit has not seen; groups: [N], near-duplicates alike (without
         them equal pictures are a group).
 
-        Warns where there are too few of them for the false-alarm rate `alpha`, and of pictures that were learnt from
-        (they look too normal); ValueError where all were. Returns self.
+        Warns where there are too few of them for the false-alarm rate `alpha`, and of those that were learnt from
+        (they look too normal); ValueError where all pictures were. Returns self.
         """
         self._check_alpha()
         scores = self.score_samples(X)
         images = self._checked(X, self.image_shape_)
-        prints = fingerprints(images) if images.ndim == 4 else None
-        self._warn_of_learnt(prints)
-        groups = _equal(prints) if groups is None else groups
+        prints = _prints(images)
+        self._warn_of_learnt(prints, images.ndim == 2)
+        groups = _equal(prints) if groups is None and images.ndim == 4 else groups
         clusters, names = self._clusters(X), _numbered(groups, len(scores))
         self.fit_report_.pop("picked", None)    # only now: what could be refused has not been
         if images.ndim == 4:
@@ -163,18 +164,25 @@ class Decisions:
         return self._calibrated(scores, clusters, names)
 
     def _were_learnt(self, prints: np.ndarray) -> np.ndarray:
-        "Mask of the pictures, by their digests uint8 [N,16], that are remembered or learnt from, bool [N]."
+        "Mask of the pictures or rows, by their digests uint8 [N,16], that are remembered or learnt from, bool [N]."
         learnt = {bytes(p) for p in getattr(self, "learnt_prints_", ())}
         return np.array([bytes(p) in learnt for p in prints], dtype=bool)
 
-    def _warn_of_learnt(self, prints: np.ndarray | None) -> None:
-        "Of pictures that would make the threshold too strict; ValueError where there are no others."
-        count = 0 if prints is None else int(self._were_learnt(prints).sum())
-        if count and count == len(prints):
+    def _warn_of_learnt(self, prints: np.ndarray, rows: bool) -> None:
+        """Of what would make the threshold too strict; ValueError where there are no other pictures.
+
+        Rows count where nearly all that were learnt differ: those of whole numbers may well be alike by chance.
+        """
+        known = getattr(self, "learnt_prints_", prints[:0])
+        alike = rows and len({bytes(p) for p in known}) < 0.99 * len(known)
+        count = 0 if alike else int(self._were_learnt(prints).sum())
+        if count and count == len(prints) and not rows:
             raise ValueError(f"all {count} images were learnt from: a threshold takes normal images that were not.")
         if count:
-            warnings.warn(f"{type(self).__name__}: {count} of {len(prints)} images were learnt from and look too "
-                          "normal: new normal images will be flagged more often than alpha.", UserWarning, stacklevel=3)
+            what = "rows" if rows else "images"
+            warnings.warn(f"{type(self).__name__}: {count} of {len(prints)} {what} were learnt from and look "
+                          f"too normal: new normal {what} will be flagged more often than alpha.", UserWarning,
+                          stacklevel=3)
 
     def _calibrated(self, scores: np.ndarray, clusters: np.ndarray | None, names: np.ndarray) -> "Decisions":
         self.calibration_scores_, self.calibration_groups_ = scores, names
@@ -345,8 +353,8 @@ class Decisions:
         self._check_alpha()
         scores = self.score_samples(X)
         images, names = self._checked(X, self.image_shape_), _numbered(groups, len(scores))
-        prints = None if images.ndim == 2 else fingerprints(images)
-        again = prints is None or picked and self._has_memory()    # what may come again
+        prints = _prints(images)
+        again = images.ndim == 2 or picked and self._has_memory()    # what may come again
         new = np.ones(len(images), bool) if again else self._unseen(prints)
         if not new.all():
             images, scores, prints, names = images[new], scores[new], prints[new], _numbered(names[new], new.sum())
@@ -366,7 +374,7 @@ class Decisions:
             raise
         return self
 
-    def _take_in(self, images: np.ndarray, scores: np.ndarray, names: np.ndarray, prints: np.ndarray | None,
+    def _take_in(self, images: np.ndarray, scores: np.ndarray, names: np.ndarray, prints: np.ndarray,
                  picked: bool) -> None:
         "The part of an update that changes something."
         keep, count = self._shares(scores, names, picked)
@@ -376,9 +384,9 @@ class Decisions:
             self._add_to_calibration(self.score_samples(images[count]), images[count], names[count])
         if picked and count.any():
             self.fit_report_["picked"] = self.fit_report_.get("picked", 0) + int(count.sum())
-        if prints is not None:
+        if images.ndim == 4:
             self.seen_ = np.concatenate([getattr(self, "seen_", prints[:0]), prints[keep | count]])
-            self.learnt_prints_ = np.concatenate([getattr(self, "learnt_prints_", prints[:0]), prints[keep]])
+        self.learnt_prints_ = np.concatenate([getattr(self, "learnt_prints_", prints[:0]), prints[keep]])
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
 
@@ -438,10 +446,16 @@ def _column(values: Any, n: int) -> np.ndarray:
     return values
 
 
-def _equal(prints: np.ndarray | None) -> np.ndarray | None:
-    "Numbers that equal pictures share, by their digests, int [N]; None where all differ, and for rows of numbers."
-    if prints is None:
-        return None
+def _prints(images: np.ndarray) -> np.ndarray:
+    "Digests of pictures, or of rows of numbers, uint8 [N,16]."
+    if images.ndim == 4:
+        return fingerprints(images)
+    rows = np.ascontiguousarray(images) + np.float32(0)    # no minus zero
+    return np.frombuffer(b"".join(hashlib.sha256(row).digest()[:16] for row in rows), np.uint8).reshape(-1, 16)
+
+
+def _equal(prints: np.ndarray) -> np.ndarray | None:
+    "Numbers that equal pictures share, by their digests, int [N]; None where all differ."
     different, place = np.unique(prints, axis=0, return_inverse=True)
     return None if len(different) == len(prints) else place.ravel()
 
@@ -457,7 +471,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
     After fit: image_shape_; held_out_, bool [N], the images that set the threshold; fit_report_, what happened;
     calibration_scores_, calibration_groups_ and, where new images get a cluster, calibration_clusters_; n_features_in_
     where rows were fitted. seen_, uint8 [n,16], digests of the pictures of the fit, of calibrations and of updates;
-    learnt_prints_, of those that are remembered or learnt from.
+    learnt_prints_, of the pictures or rows that are remembered or learnt from.
     examples_, normal images to show beside others, where somebody has put some (chapter 44).
     """
 
@@ -486,19 +500,18 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         try:
             self._forget()
             images = self._checked(X)
-            prints = fingerprints(images) if images.ndim == 4 else None    # rows may well be alike
-            copies = _equal(prints) if groups is None and self.calibration_fraction else None
+            prints, rows = _prints(images), images.ndim == 2    # rows may well be alike
+            copies = _equal(prints) if groups is None and self.calibration_fraction and not rows else None
             if copies is not None:
                 twins = len(images) - copies.max() - 1
                 warnings.warn(f"{type(self).__name__}: {twins} of {len(images)} pictures are copies of others; equal "
                               "ones are learnt from or held out together, and set the threshold as one.",
                               UserWarning, stacklevel=2)
             groups = copies if groups is None else _numbered(groups, len(images))
-            if prints is not None:
+            if not rows:
                 self.seen_ = prints    # an update does not count them again
             self._learn(images, groups)
-            if prints is not None:
-                self.learnt_prints_ = prints[~self.held_out_]
+            self.learnt_prints_ = prints[~self.held_out_]
         except BaseException:
             vars(self).clear()
             vars(self).update(before)

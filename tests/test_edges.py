@@ -823,3 +823,20 @@ def test_masked_values_are_refused_by_name():
             detector.fit(x)
     with pytest.raises(ValueError, match=r"X\[7\] has masked values"):
         fitted.score_samples(rows)
+
+
+def test_a_threshold_does_not_rest_on_rows_that_were_learnt_from(tmp_path):
+    rows = RNG.normal(size=(200, 4))
+    detector = reloaded(clad.OCSVM(alpha=0.2, calibration_fraction=0.3).fit(rows), tmp_path / "m.clad")
+    learnt, held = rows[~detector.held_out_], rows[detector.held_out_]
+    with pytest.warns(UserWarning, match="70 of 130 rows were learnt from"):
+        detector.calibrate(np.concatenate([learnt[:70], held]))
+    with pytest.warns(UserWarning, match="140 of 140 rows were learnt from"):
+        detector.calibrate(learnt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.calibrate(held).calibrate(RNG.normal(size=(50, 4)))
+        clad.OCSVM(alpha=0.2).fit(np.repeat(rows, 2, 0)).calibrate(rows)    # rows that may well be alike
+    memory = clad.CLADPlus(alpha=0.2).fit(rows).update(rows[:9] + 0.1, picked=True)
+    with pytest.warns(UserWarning, match="9 of 59 rows were learnt from"):
+        memory.calibrate(np.concatenate([rows[:9] + 0.1, RNG.normal(size=(50, 4))]))
