@@ -233,18 +233,16 @@ class Decisions:
     def decision_function(self, X) -> np.ndarray:
         """`score_samples(X) - offset_`, float64 [N]: negative = anomalous.
 
-        Without a threshold it is `score_samples(X)`, with a warning: its order is right, as for scikit-learn's scorer
-        "roc_auc", and its sign means nothing.
+        Where too little was held out for a threshold it is `score_samples(X)`, with a warning: its order is right, as
+        for scikit-learn's scorer "roc_auc", and its sign means nothing. NotFittedError where nothing was held out.
         """
         self._require_fit()
-        try:
-            offset = self.offset_
-        except (NotFittedError, ValueError) as error:
-            self._check_alpha()
+        self._require_calibration()
+        if problem := self._too_few():
             warnings.warn(f"{type(self).__name__}: these are the scores alone, by which images can be ranked and not "
-                          f"judged. {error}", UserWarning, stacklevel=2)
-            offset = 0.0
-        return self.score_samples(X) - offset
+                          f"judged. {problem}", UserWarning, stacklevel=2)
+            return self.score_samples(X)
+        return self.score_samples(X) - self.offset_
 
     def predict(self, X) -> np.ndarray:
         """+1 for normal, -1 for anomalous, int [N], at the false-alarm rate `alpha`.
@@ -305,25 +303,9 @@ class Decisions:
             raise ValueError(f"fdr is {fdr!r}: the tolerated share of false alarms among the picked must be in (0, 1).")
         p = self.p_values(X, by)
         picked = false_discovery_control(p) <= fdr + 1e-9
-        if picked.any():
-            return picked
-        few = least_picked(least := self._least_p(X, len(p), by), fdr)
-        if few == 0 or few > 1 and (p <= least + 1e-9).any():
-            what = f"fewer than {few} of {len(p)} images cannot" if few else f"none of {len(p)} images can"
-            takes = f"{least_groups(fdr / len(p))} of them" + " in its cluster" * (by == "cluster")
-            more = "" if few else f"; at least {least_groups(fdr)} to pick any"
-            warnings.warn(f"{type(self).__name__}: at fdr={fdr:g} {what} be picked: with so few calibration images no "
-                          f"p-value is below {least.min():.3g}. It takes {takes} to pick a single image{more}.",
-                          UserWarning, stacklevel=2)
+        if not picked.any() and (why := _why_none(self, p, fdr, None if by == "pool" else self._clusters(X))):
+            warnings.warn(f"{type(self).__name__}: {why}", UserWarning, stacklevel=2)
         return picked
-
-    def _least_p(self, X, n: int, by: str) -> np.ndarray:
-        "The smallest p-value that each of n images could have, float64 [n]."
-        known, groups, lowest = self.calibration_scores_, self.calibration_groups_, np.full(n, -np.inf)
-        if by == "pool":
-            return conformal_p_values(known, lowest, groups)
-        least = least_groups(as_written(self.alpha))
-        return cluster_p_values(known, lowest, self.calibration_clusters_, self._clusters(X), least, groups)
 
     def certificate(self, confidence: float = 0.95) -> Certificate:
         """What holds for this threshold: "With 95 % confidence the false-alarm rate is at most ..." (`str`, `rate`).
@@ -366,7 +348,7 @@ class Decisions:
         before = {k: copy.copy(v) if isinstance(v, Stage) else copy.deepcopy(v) if k == "fit_report_" else v
                   for k, v in vars(self).items()}
         try:
-            with self._nameless():
+            with _nameless(self):
                 self._take_in(images, scores, names, prints, picked)
         except BaseException:
             vars(self).clear()
@@ -389,16 +371,6 @@ class Decisions:
         self.learnt_prints_ = np.concatenate([getattr(self, "learnt_prints_", prints[:0]), prints[keep]])
         done = {"images": len(images), "remembered": int(keep.sum()), "calibrated": int(count.sum()), "picked": picked}
         self.fit_report_["updates"] = [*self.fit_report_.get("updates", []), done]
-
-    @contextmanager
-    def _nameless(self) -> Iterator[None]:
-        "In the block arrays stand for rows of a table whose column names have been compared."
-        names = vars(self).pop("feature_names_in_", None)
-        try:
-            yield
-        finally:
-            if names is not None:
-                self.feature_names_in_ = names
 
     def _unseen(self, prints: np.ndarray) -> np.ndarray:
         "Mask of the images not taken in before, of equal ones the first; warns of others, ValueError where none is."
@@ -431,6 +403,35 @@ class Decisions:
         self._calibrated(scores, clusters, np.unique(names, return_inverse=True)[1])
 
 # %% ../nbs/55_base.ipynb #74a1e7a5
+def _why_none(detector: Decisions, p: np.ndarray, fdr: float, clusters: np.ndarray | None) -> str:
+    "What to say where nothing is picked because so few images calibrate; clusters: of the images, if p is by those."
+    known, groups, least = detector.calibration_scores_, detector.calibration_groups_, np.full(len(p), -np.inf)
+    if clusters is None:
+        least = conformal_p_values(known, least, groups)    # the smallest p-value that each image could have
+    else:
+        enough = least_groups(as_written(detector.alpha))
+        least = cluster_p_values(known, least, detector.calibration_clusters_, clusters, enough, groups)
+    few = least_picked(least, fdr)
+    if few == 1 or few and not (p <= least + 1e-9).any():
+        return ""
+    what = f"fewer than {few} of {len(p)} images cannot" if few else f"none of {len(p)} images can"
+    takes = f"{least_groups(fdr / len(p))} of them" + ("" if clusters is None else " in its cluster")
+    more = "" if few else f"; at least {least_groups(fdr)} to pick any"
+    return (f"at fdr={fdr:g} {what} be picked: with so few calibration images no p-value is below {least.min():.3g}. "
+            f"It takes {takes} to pick a single image{more}.")
+
+
+@contextmanager
+def _nameless(detector: Decisions) -> Iterator[None]:
+    "In the block arrays stand for rows of a table whose column names have been compared."
+    names = vars(detector).pop("feature_names_in_", None)
+    try:
+        yield
+    finally:
+        if names is not None:
+            detector.feature_names_in_ = names
+
+# %% ../nbs/55_base.ipynb #28218b6d
 def _numbered(groups: Any, n: int) -> np.ndarray:
     "Groups as numbers from 0 on, int [n]; each image its own where none are given. ValueError for another shape."
     return np.arange(n) if groups is None else np.unique(_column(groups, n), return_inverse=True)[1]
@@ -551,7 +552,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         if images.ndim == 2:
             self.n_features_in_ = images.shape[1]
         if some:
-            with self._nameless():
+            with _nameless(self):
                 self.calibrate(images[held], None if groups is None else groups[held])
 
     def fit_stages(self, pixels: Pixels, work: Workspace) -> None:

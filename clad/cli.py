@@ -325,6 +325,13 @@ def _check_file(path: str, flag: str) -> None:
         check_folder(Path(path).parent, f"{Path(path).name} ({flag})")
 
 # %% ../nbs/49_cli.ipynb #783aa5fb
+def _check_share(share: Any) -> None:
+    "ValueError for a share of the pictures to hold out that leaves nothing to learn from, or no threshold."
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise ValueError(f"calibration_fraction is {share!r}: some pictures have to set the threshold and some to be "
+                         "learnt from; give a number between 0 and 1")
+
+# %% ../nbs/49_cli.ipynb #416062c1
 def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.base import usable_device
@@ -338,10 +345,7 @@ def _fit(words: argparse.Namespace) -> None:
     detector = _named_detector(words.detector, words.settings, wanted)
     usable_device(detector.device)
     detector._check_alpha()
-    share = wanted.get("calibration_fraction", 0.5)
-    if not isinstance(share, int | float) or not 0 < share < 1:
-        raise ValueError(f"calibration_fraction is {share!r}: some pictures have to set the threshold and some to be "
-                         "learnt from; give a number between 0 and 1")
+    _check_share(wanted.get("calibration_fraction", 0.5))
     name, why = type(detector).__name__, default_detector()[2]
     with _talk(words) as say:
         pictures = _read(words, say, size=words.size)

@@ -653,22 +653,22 @@ def test_an_update_that_waits_for_another_says_so(model, tmp_path, capsys, monke
     assert "waiting" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("share, words", [(0, "no threshold yet"), (0.1, "at least 19 are needed")])
-def test_a_scorer_of_scikit_learn_ranks_without_a_threshold(share, words):
-    "Few pictures at default parameters, or none held out: the order is known, a verdict is not."
+def test_a_scorer_of_scikit_learn_ranks_where_there_are_too_few_for_a_threshold():
+    "At default parameters: the order is known, a verdict is not."
     x = np.concatenate([PICTURES, RNG.integers(0, 256, (30, 1, 16, 16), dtype=np.uint8)])
     normal = np.arange(len(x)) < len(PICTURES)
     folds = [(np.arange(90), np.arange(90, len(x)))]
-    with pytest.warns(UserWarning, match=words):
-        found = cross_val_score(clad.OCSVM(calibration_fraction=share), x, normal, scoring="roc_auc", cv=folds)
+    with pytest.warns(UserWarning, match="ranked and not judged. 9 calibration images"):
+        found = cross_val_score(clad.OCSVM(), x, normal, scoring="roc_auc", cv=folds)
     assert found[0] > 0.9
-    detector = clad.OCSVM(calibration_fraction=share).fit(PICTURES)
+    detector = clad.OCSVM().fit(PICTURES)
     assert (detector.decision_function(x) == detector.score_samples(x)).all()
-    for call in (detector.predict, detector.p_values if share == 0 else detector.predict):
-        with pytest.raises((NotFittedError, ValueError), match=words):
-            call(x)
+    with pytest.raises(ValueError, match="at least 19 are needed"):
+        detector.predict(x)
     with pytest.raises(ValueError, match="alpha is 7"):
         detector.set_params(alpha=7).decision_function(x)
+    with pytest.raises(NotFittedError, match="no threshold yet"):    # none was asked for
+        clad.OCSVM(calibration_fraction=0).fit(PICTURES).decision_function(x)
 
 
 def test_files_that_were_left_out_are_all_named_somewhere(model, tmp_path, capsys):
@@ -745,7 +745,7 @@ def test_the_extra_is_named_as_it_is_installed_from_an_index_and_from_a_clone(mo
     assert "pip install 'clad-detector[encoder]'" in why and "in a clone pip install '.[encoder]'" in why
 
 
-def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing(on_rows):
+def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing():
     far = np.full((1, 6), 500.0)
     detector = clad.OCSVM(alpha=0.2, calibration_fraction=0.1).fit(ROWS)    # 24 calibrate: no p-value below 0.04
     with pytest.warns(UserWarning, match="at fdr=0.01 none of 10 images can be picked.*below 0.04. It takes 999 of "
@@ -754,7 +754,9 @@ def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing(on_rows
     with pytest.warns(UserWarning, match="at fdr=0.1 fewer than 4 of 10 images cannot be picked.*It takes 99 of them"):
         assert not detector.discoveries(np.concatenate([far, ROWS[:9]]), 0.1).any()
     with pytest.warns(UserWarning, match="of them in its cluster to pick a single image"):
-        assert not on_rows.discoveries(ROWS[:60], 0.01, by="cluster").any()
+        detector = brief(calibration_fraction=0.5, alpha=0.2).fit(ROWS)
+        assert not detector.discoveries(np.concatenate([far, ROWS[:59]]), 0.01, by="cluster").any()
+    detector = clad.OCSVM(alpha=0.2, calibration_fraction=0.1).fit(ROWS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert detector.discoveries(np.repeat(far, 10, 0), 0.1).all()
