@@ -147,9 +147,9 @@ _FIT = """examples:
 Only normal pictures belong into the folder; nobody has to say how many kinds of them there are. A tenth of the pictures
 (more, where there are few) is not learnt from: it sets the threshold, so that on average at most a share alpha of new
 normal pictures is flagged. Pictures get one size: the medians of the folder, at most 64 pixels long, or that of --size.
-Broken files are left out; the first five are named, and all in the model file: load(MODEL).fit_report_["folder"]
-["left_out"]. What a large folder takes is said first; it is streamed from disk. The model file
-keeps up to 200 of the pictures that were not learnt from, to explain others by.
+Broken files are left out; the first five are named, and all of them in the model file, for Python as
+load(MODEL).fit_report_["folder"]["left_out"]. What a large folder takes is said first; it is streamed from disk. The
+model file keeps up to 200 of the pictures that were not learnt from, to explain others by.
 """
 _SCORE = """examples:
   clad score model.clad new/ --out scores.csv --report page.html
