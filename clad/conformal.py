@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['least_groups', 'conformal_offset', 'conformal_p_values', 'scarce_clusters', 'cluster_p_values', 'rounded_up',
-           'Certificate', 'least_certified', 'certified_alpha', 'certify', 'held_out']
+           'Certificate', 'least_certified', 'certified_alpha', 'certify', 'least_picked', 'held_out']
 
 # %% ../nbs/54_conformal.ipynb #5bf24abd
 import math
@@ -145,6 +145,13 @@ def certify(scores: np.ndarray, alpha: float, confidence: float = 0.95,
     k = int((drawn < offset).sum()) + 1
     rate = float(beta.ppf(1 - (1 - confidence) / n, k, n - k + 1)) if k <= n else 1.0
     return Certificate(rate, confidence, alpha, n, "groups")
+
+# %% ../nbs/54_conformal.ipynb #422fceec
+def least_picked(least_p: np.ndarray, fdr: float) -> int:
+    "The smallest number of images that can be picked at `fdr` if no p-value is below `least_p`, float [m]; 0 for none."
+    count = np.arange(1, len(least_p) + 1)
+    able = np.sort(least_p) <= fdr * count / len(least_p) + 1e-9
+    return int(count[able][0]) if able.any() else 0
 
 # %% ../nbs/54_conformal.ipynb #cc787c79
 def held_out(n: int, fraction: float, groups: np.ndarray | None, seed: int) -> np.ndarray:

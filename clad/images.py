@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'free_memory', 'from_folder', 'Part',
-           'check_images']
+           'refuse_masked', 'check_images']
 
 # %% ../nbs/51_images.ipynb #2b946883
 def _check_fields(data: ImageSet) -> None:
@@ -98,19 +98,20 @@ class ImageSet:
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 # %% ../nbs/51_images.ipynb #25609c6e
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    "A grey image of 16 bits (0..65535) or of floats (0..1) scaled, not clipped, to 8 bits."
+def _to_8_bit(image: Image.Image, negative: bool = False) -> Image.Image:
+    "A grey image of 16 bits (0..65535) or of floats (0..1) scaled, not clipped, to 8 bits; turned where 0 is white."
     values = np.asarray(image, dtype=np.float64)
     top = 1.0 if image.mode == "F" else 65535.0
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= top):
         raise ValueError(f"its grey values leave the range 0 to {top:g}; save it with 8 or 16 bits per pixel")
+    values = top - values if negative else values
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 # %% ../nbs/51_images.ipynb #50f142ce
-def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+def _as_mode(image: Image.Image, mode: str, negative: bool = False) -> Image.Image:
     "`image` as 8-bit grey (`mode` L) or RGB; transparency is laid over white."
     if image.mode in _DEEP:
-        image = _to_8_bit(image)
+        image = _to_8_bit(image, negative)
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -124,20 +125,33 @@ def unreadable(path: Path, error: Exception) -> ValueError:
     for name in (repr(str(path)), str(path)):
         reason = reason.replace(f"image file {name}", "the file").replace(name, "the file")
     reason = reason.rstrip(".") or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ValueError(f"{path} is too large ({reason}); make a smaller copy or cut it into parts (in Python, "
+                          "PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit, for files that you trust).")
     return ValueError(f"{path} cannot be read as an image ({reason}); replace or remove it.")
 
 # %% ../nbs/51_images.ipynb #99cc9249
 _SEVERAL = "holds several frames or pages, of which only the first is read"
-_FAINT = ("holds 16-bit grey values that all lie below 4,096 (12 bits?), so at most 17 of 256 levels are left; "
+_FAINT = ("holds 16-bit {} values that all lie below 4,096 (12 bits?), so at most 17 of 256 levels are left; "
           "scale them to 0 .. 65,535 first")
 
 # %% ../nbs/51_images.ipynb #d37e5e7d
+def _is_negative(image: Image.Image) -> bool:
+    "Whether the opened file is a TIFF in which 0 is white, of a depth at which Pillow leaves the values as they are."
+    return image.format == "TIFF" and image.mode in _DEEP and image.tag_v2.get(262) == 0
+
+
 def _note(image: Image.Image) -> str:
     "What is lost when the opened file is read as one 8-bit picture; mostly nothing."
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         return _SEVERAL
-    deep = image.mode in _DEEP and image.mode != "F"
-    return _FAINT if deep and 0 < image.convert("I").getextrema()[1] < 4096 else ""    # I;16B tells no extrema
+    if image.mode in _DEEP and image.mode != "F":
+        return _FAINT.format("grey") if 0 < image.convert("I").getextrema()[1] < 4096 else ""    # I;16B tells none
+    raw = " ".join(str(part[3]) for part in image.tile)    # how the file holds its values, as in RGB;16B
+    if ";16" not in raw or image.mode not in ("RGB", "RGBA", "RGBa"):
+        return ""
+    top = max(high for _, high in image.getextrema()[:3])    # Pillow has kept the upper half of each 16 bits
+    return _FAINT.format("grey" if "LA;16" in raw else "colour") if 0 < top < 16 else ""
 
 # %% ../nbs/51_images.ipynb #c40501d7
 def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
@@ -148,10 +162,10 @@ def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np
     """
     try:
         with Image.open(path) as opened:
-            note = _note(opened)
+            note, negative = _note(opened), _is_negative(opened)
             if size is not None:
                 opened.draft(None, (2 * max(size), 2 * max(size)))
-            image = _as_mode(ImageOps.exif_transpose(opened), mode)
+            image = _as_mode(ImageOps.exif_transpose(opened), mode, negative)
         if size is not None and image.size != size[::-1]:
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image), note
@@ -237,20 +251,28 @@ def _pictures(folder: Path) -> list[Path]:
     return [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
+def _walk(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
+    "`folder` and the folders below it, each real folder once, however many links lead there; upper ones come first."
+    waiting, seen = [(folder, walked)], {os.path.realpath(folder)}
+    for here, known in waiting:    # which grows
+        for path, deeper in _folders(here, known):
+            if (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                waiting.append((path, deeper))
+    return [path for path, _ in waiting]
+
+
 def _image_files(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
     "Image files in `folder` and its sub-folders, sorted by path."
-    below = [file for path, known in _folders(folder, walked) for file in _image_files(path, known)]
-    return sorted(_pictures(folder) + below)
+    return sorted(file for here in _walk(folder, walked) for file in _pictures(here))
 
 
 def list_files(folder: Path) -> tuple[list[Path], int]:
     "Image files in `folder` and its sub-folders, sorted by path, and how many other visible files there are."
-    def others(folder: Path, walked: tuple[Path, ...]) -> int:
-        here = sum(not p.is_dir() for p in _visible(folder)) - len(_pictures(folder))
-        return here + sum(others(path, known) for path, known in _folders(folder, walked))
-
-    walked = (folder.resolve(),)
-    return _image_files(folder, walked), others(folder, walked)
+    files, folders = [], _walk(folder, (folder.resolve(),))
+    for here in folders:
+        files += _pictures(here)
+    return sorted(files), sum(not p.is_dir() for here in folders for p in _visible(here)) - len(files)
 
 # %% ../nbs/51_images.ipynb #21e47e56
 def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -336,7 +358,7 @@ def from_folder(path: str | os.PathLike, size: int | tuple[int, int] | None = No
     in order of class and name, paths relative to `path`, classes the sub-folder names (or the folder's own).
     Raises FileNotFoundError when there is no such folder, ValueError when it holds no images, when sizes differ and
     `size` is None, when the images do not fit into memory, and for a file that cannot be read (named). Warns of files
-    with several frames and of 16-bit grey that uses 12 bits at most.
+    with several frames and of 16-bit values that use 12 bits at most.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -405,12 +427,22 @@ def _finite_unit(x: np.ndarray, name: str) -> None:
                 "floats must lie in [0, 1]; pass uint8 for 0..255, and raw rather than normalised images.")
 
 # %% ../nbs/51_images.ipynb #c0fa665b
+def refuse_masked(X, name: str = "X") -> None:
+    "ValueError for an array of numpy.ma, or a list of such, with a masked entry: what lies under a mask is no value."
+    several = isinstance(X, (list, tuple))
+    for i, part in enumerate(X if several else [X]):
+        if isinstance(part, np.ma.MaskedArray) and (masked := np.atleast_1d(np.ma.getmaskarray(part))).any():
+            first = i if several else int(np.flatnonzero(masked.reshape(len(masked), -1).any(1))[0])
+            raise ValueError(f"{name}[{first}] has masked values: leave it out, or put values there (X.filled(...)).")
+
+
 def _to_array(X, name: str) -> np.ndarray | Part:
     "X as an array; what is none is refused by what it is, a ragged list by its first image of another size."
     if isinstance(X, (str, bytes, os.PathLike)):
         raise ValueError(f"{name} is a path ({os.fsdecode(X)!r}), not images: read them first, with from_folder(path).")
     if isinstance(X, Part):
         return X
+    refuse_masked(X, name)
     if isinstance(X, ImageSet):
         raise ValueError(f"{name} is an ImageSet ({X.name}): pass its field `images`.")
     if (torch := sys.modules.get("torch")) and isinstance(X, torch.Tensor):   # a tensor has imported it

@@ -8,6 +8,7 @@ __all__ = ['SIDE', 'score_pictures', 'sort_by_look', 'hidden_classes', 'keep_exa
 
 # %% ../nbs/44_report.ipynb #8523d412
 import base64
+import csv
 import html
 import io
 import math
@@ -114,13 +115,24 @@ def reasons_for(detector: Detector) -> Reasons | None:
     return Reasons(detector, examples, classify=None if own else lambda images: hidden_classes(detector, images))
 
 # %% ../nbs/44_report.ipynb #df0be2f2
+def _harmless(text: str) -> str:
+    "Text that no spreadsheet takes for a formula; a path with ./ in front is the same file."
+    return f"./{text}" if str(text).startswith(tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")) else text
+
+
 def write_scores(path: str | os.PathLike, table: pd.DataFrame, skipped: dict[str, str] | None = None) -> Path:
-    "Write the table as CSV, strangest first, then the files that were left out and why; whole or not at all."
+    """Write the table as CSV, strangest first, then the files that were left out and why; whole or not at all.
+
+    A name that a spreadsheet would take for a formula (it begins with =, +, - or @) gets ./ in front: the same file.
+    """
     skipped = skipped or {}
     ordered = table.sort_values(["p_value", "score"], ascending=[True, False], kind="stable").assign(note="")
     left_out = pd.DataFrame({"file": list(skipped), "note": list(skipped.values())})
     whole = pd.concat([ordered.astype({"hidden_class": "Int64"}), left_out]) if skipped else ordered
-    text = whole.to_csv(index=False, columns=[*table.columns, "note"], float_format="%.9g", lineterminator="\n")
+    whole = whole.assign(file=whole.file.map(_harmless), note=whole.note.map(_harmless))
+    broken = any("\r" in text for text in (*whole.file, *whole.note))    # which the csv module does not quote by itself
+    text = whole.to_csv(index=False, columns=[*table.columns, "note"], float_format="%.9g", lineterminator="\n",
+                        quoting=csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL)
     return write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 # %% ../nbs/44_report.ipynb #5987d4a0

@@ -1,8 +1,14 @@
 "Odd but lawful: integer rows, NumPy scalars, named columns, extreme values, folders that fail, updates at once."
+import csv
+import io
 import os
+import struct
 import subprocess
 import sys
 import threading
+import time
+import warnings
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -12,6 +18,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from scipy.stats import norm
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
 
 import clad
 import clad.base
@@ -537,3 +545,300 @@ def test_frames_of_a_track_count_once_in_errors_and_tests():
     plain, careful = (reports._paired(own.assign(dataset=name), read, "OCSVM")["p"] for name, _ in places)
     assert np.isclose(plain, delong_test(truth, good, poor)[1]) and plain < 1e-3
     assert np.isclose(norm.isf(careful / 2), norm.isf(plain / 2) / np.sqrt(30))
+
+
+# --------------------------------------------------------------------------------------------------------- odd files
+
+def first_of(folder, content: bytes, name: str) -> np.ndarray:
+    "The picture of 16x16 that `read_pictures` makes of a file."
+    (folder / name).write_bytes(content)
+    return clad.read_pictures(folder, size=16, mode="L").images[-1, 0]
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "floats"])
+def test_a_deep_tiff_in_which_zero_is_white_is_no_negative(tmp_path, kind):
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    deep = ramp if kind == "floats" else np.rint(ramp * 65535).astype(np.uint16)
+    Image.fromarray(deep).save(file := io.BytesIO(), "TIFF")
+    entry = struct.pack("<HHI", 262, 3, 1)    # PhotometricInterpretation, one number of 16 bits
+    place = file.getvalue().index(entry) + len(entry)
+    assert file.getvalue()[place:place + 2] == b"\1\0"
+    turned = file.getvalue()[:place] + b"\0" + file.getvalue()[place + 1:]
+    plain = first_of(tmp_path, file.getvalue(), "a.tif")
+    assert (plain == np.arange(256).reshape(16, 16)).all()
+    assert (first_of(tmp_path, turned, "b.tif") == 255 - plain).all()
+
+
+def png(values: np.ndarray, kind: int) -> bytes:
+    "Values uint16 [H,W,C] as a PNG of 16 bits; kind 0 grey, 2 RGB, 4 grey with alpha, 6 RGB with alpha."
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("kind, channels, word", [(0, 1, "grey"), (2, 3, "colour"), (4, 2, "grey"), (6, 4, "colour")])
+def test_twelve_bits_in_sixteen_are_announced_in_every_kind_of_png(tmp_path, kind, channels, word):
+    faint = np.full((16, 16, channels), 4000, np.uint16)
+    (tmp_path / "a.png").write_bytes(png(faint, kind))
+    with pytest.warns(UserWarning, match=f"a.png holds 16-bit {word} values that all lie below 4,096"):
+        clad.read_pictures(tmp_path)
+    (tmp_path / "a.png").write_bytes(png(16 * faint, kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clad.read_pictures(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- streams, locks, words
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    "A fitted detector in a file, beside the folder `good` that it was fitted on."
+    folder = tmp_path_factory.mktemp("model")
+    save_all(folder / "good", PICTURES[:40])
+    clad.OCSVM(calibration_fraction=0.5, alpha=0.2).fit(PICTURES[:40]).save(folder / "m.clad")
+    return folder / "m.clad"
+
+
+def test_a_table_goes_into_a_pipe_and_behind_what_a_file_holds(model, tmp_path):
+    command = f"{sys.executable} -c 'import sys; from clad.cli import main; sys.exit(main())' "
+    score = command + f"score {model} {model.parent / 'good'} --quiet --out "
+
+    def shell(line: str) -> str:
+        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "of 40 pictures flagged" in done.stderr, done.stderr
+        return done.stdout
+
+    table = shell(score + "/dev/stdout | cat")
+    assert table.startswith("file,score") and table.count("\n") == 41
+    (tmp_path / "kept.csv").write_text("kept\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    shell(score + "/dev/stdout >> kept.csv")
+    shell(score + "link >> kept.csv")
+    shell(f"({score} /dev/fd/3 >&2) 3>> kept.csv")
+    assert (tmp_path / "kept.csv").read_text() == "kept\n" + 3 * table
+    shell(f"(echo first; {score} /dev/stdout; echo last) > all.csv")
+    assert (tmp_path / "all.csv").read_text() == f"first\n{table}last\n"
+    more = save_all(tmp_path / "more", PICTURES[40:60])
+    made = subprocess.run(command + f"update {model} {more} --out /dev/stdout | cat",
+                          shell=True, capture_output=True)
+    (tmp_path / "n.clad").write_bytes(made.stdout)
+    assert len(clad.load(tmp_path / "n.clad").calibration_scores_) == 40 and b"remembered" in made.stderr
+
+
+def test_an_update_that_waits_for_another_says_so(model, tmp_path, capsys, monkeypatch):
+    "Once, after two seconds; then it goes on. A lock that is free is taken without a word."
+    (tmp_path / "m.clad").write_bytes(model.read_bytes())
+    more, other = save_all(tmp_path / "more", PICTURES[40:60]), FileLock(tmp_path / ".m.clad.lock")
+    read, taken = clad.cli._read, threading.Event()
+
+    def hold():
+        with other:
+            taken.set()
+            time.sleep(4)
+
+    def held(*words, **how):
+        threading.Thread(target=hold).start()
+        taken.wait(60)
+        return read(*words, **how)
+
+    monkeypatch.setattr(clad.cli, "_read", held)
+    assert main(["update", str(tmp_path / "m.clad"), more]) == 0
+    said = f"clad: waiting until another `clad update` has written {tmp_path / 'm.clad'}\n"
+    assert capsys.readouterr().err.count(said) == 1 and len(clad.load(tmp_path / "m.clad").calibration_scores_) == 40
+    monkeypatch.setattr(clad.cli, "_read", read)
+    assert main(["update", str(tmp_path / "m.clad"), save_all(tmp_path / "new", PICTURES[60:70])]) == 0
+    assert "waiting" not in capsys.readouterr().err
+
+
+def test_a_scorer_of_scikit_learn_ranks_where_there_are_too_few_for_a_threshold():
+    "At default parameters: the order is known, a verdict is not."
+    x = np.concatenate([PICTURES, RNG.integers(0, 256, (30, 1, 16, 16), dtype=np.uint8)])
+    normal = np.arange(len(x)) < len(PICTURES)
+    folds = [(np.arange(90), np.arange(90, len(x)))]
+    with pytest.warns(UserWarning, match="ranked and not judged. 9 calibration images"):
+        found = cross_val_score(clad.OCSVM(), x, normal, scoring="roc_auc", cv=folds)
+    assert found[0] > 0.9
+    detector = clad.OCSVM().fit(PICTURES)
+    assert (detector.decision_function(x) == detector.score_samples(x)).all()
+    with pytest.raises(ValueError, match="at least 19 are needed"):
+        detector.predict(x)
+    with pytest.raises(ValueError, match="alpha is 7"):
+        detector.set_params(alpha=7).decision_function(x)
+    with pytest.raises(NotFittedError, match="no threshold yet"):    # none was asked for
+        clad.OCSVM(calibration_fraction=0).fit(PICTURES).decision_function(x)
+
+
+def test_files_that_were_left_out_are_all_named_somewhere(model, tmp_path, capsys):
+    "The first five on the error stream, all in the model file or in the table."
+    folder, names = save_all(tmp_path / "some", PICTURES[40:80]), [f"broken {i}.png" for i in range(8)]
+    for name in names:
+        (tmp_path / "some" / name).write_bytes(b"no picture")
+    file, out = tmp_path / "m.clad", tmp_path / "s.csv"
+    assert main(["fit", folder, "--out", str(file), "--detector", "OCSVM", "--alpha", "0.2"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("broken") == 5 and f'3 more files, all named in the "folder" of the fit_report_ of {file}' in err
+    assert clad.load(file).fit_report_["folder"]["left_out"] == names
+    assert main(["update", str(model), folder, "--out", str(file)]) == 0
+    assert f'all named in the last of the "updates" in the fit_report_ of {file}' in capsys.readouterr().err
+    assert clad.load(file).fit_report_["updates"][-1]["left_out"] == names
+    assert main(["score", str(model), folder, "--out", str(out)]) == 0
+    assert f"all named in {out}" in capsys.readouterr().err and pd.read_csv(out).file.isin(names).sum() == 8
+
+
+@pytest.mark.parametrize("words, both", [
+    (["--alpha", "0.2", "--set", "alpha=0.1"], "alpha is given twice, by --alpha and by --set alpha=0.1"),
+    (["--set", "nu=0.1", "--set", "nu=0.2"], "nu is given twice, by --set nu=0.1 and by --set nu=0.2"),
+    (["--n-clusters", "2", "--set", "n_clusters=3"], "n_clusters is given twice, by --n-clusters and by --set"),
+    (["--seed", "2", "--set", "random_state=3"], "random_state is given twice, by --seed and by --set")])
+def test_a_parameter_that_is_given_twice_is_refused(model, tmp_path, capsys, words, both):
+    out = tmp_path / "m.clad"
+    assert main(["fit", str(model.parent / "good"), "--out", str(out), "--detector", "OCSVM", *words]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"clad: {both}") and err.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("device", ["meta", "meta:0", "hpu", "mps", "gpu"])
+def test_a_device_that_computes_nothing_is_named_before_any_picture_is_read(model, tmp_path, capsys, device):
+    empty, out = str(tmp_path), str(tmp_path / "out")    # a folder without pictures would be the next complaint
+    for words in (["fit", empty, "--out", out, "--detector", "OCSVM", "--device", device],
+                  ["fit", empty, "--out", out, "--detector", "OCSVM", "--set", f"device={device}"],
+                  ["score", str(model), empty, "--out", out, "--device", device],
+                  ["update", str(model), empty, "--out", out, "--device", device]):
+        assert main(words) == 1
+        assert capsys.readouterr().err == f"clad: device {device!r} is not available here: use 'auto' or 'cpu'.\n"
+    with pytest.raises(ValueError, match=f"device {device!r} is not available"):
+        clad.GCN(device=device).fit(PICTURES)
+
+
+def test_names_that_a_spreadsheet_would_obey(model, tmp_path):
+    "They stay names of the same files, and a carriage return does not break a row in two."
+    names = ["=1+1.png", "+a.png", "-b.png", "@c.png", "\td.png", "\re.png", "f\rg.png", "\uff1dh.png", "plain.png",
+             "i\nj.png"]
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for i, name in enumerate(names):
+        Image.fromarray(PICTURES[i, 0]).save(folder / name)
+    (folder / "=broken.png").write_bytes(b"no picture")
+    out = tmp_path / "s.csv"
+    assert main(["score", str(model), str(folder), "--out", str(out), "--quiet"]) == 0
+    with open(out, newline="") as file:
+        header, *rows = list(csv.reader(file))
+    assert {len(row) for row in rows} == {len(header)} and len(rows) == 11
+    assert all((folder / row[0]).is_file() and row[0].startswith(("./", "plain", "f", "i")) for row in rows)
+    assert sorted(row[0].removeprefix("./") for row in rows) == sorted([*names, "=broken.png"])
+    assert sorted(pd.read_csv(out).file) == sorted(row[0] for row in rows)
+
+
+def test_figures_of_no_records_are_no_success(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    assert main(["figures", "--results", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")]) == 1
+    err = capsys.readouterr().err
+    assert err == f"clad: there are no records in {tmp_path / 'results'} (--results): `clad reproduce` makes some\n"
+
+
+def test_the_extra_is_named_as_it_is_installed_from_an_index_and_from_a_clone(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    why = clad.cli.default_detector()[2]
+    assert "pip install 'clad-detector[encoder]'" in why and "in a clone pip install '.[encoder]'" in why
+
+
+def test_discoveries_say_when_so_few_calibration_images_can_pick_nothing():
+    far = np.full((1, 6), 500.0)
+    detector = clad.OCSVM(alpha=0.2, calibration_fraction=0.1).fit(ROWS)    # 24 calibrate: no p-value below 0.04
+    with pytest.warns(UserWarning, match="at fdr=0.01 none of 10 images can be picked.*below 0.04. It takes 999 of "
+                                         "them to pick a single image; at least 99 to pick any"):
+        assert not detector.discoveries(np.repeat(far, 10, 0), 0.01).any()
+    with pytest.warns(UserWarning, match="at fdr=0.1 fewer than 4 of 10 images cannot be picked.*It takes 99 of them"):
+        assert not detector.discoveries(np.concatenate([far, ROWS[:9]]), 0.1).any()
+    with pytest.warns(UserWarning, match="of them in its cluster to pick a single image"):
+        detector = brief(calibration_fraction=0.5, alpha=0.2).fit(ROWS)
+        assert not detector.discoveries(np.concatenate([far, ROWS[:59]]), 0.01, by="cluster").any()
+    detector = clad.OCSVM(alpha=0.2, calibration_fraction=0.1).fit(ROWS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert detector.discoveries(np.repeat(far, 10, 0), 0.1).all()
+        assert not detector.discoveries(ROWS[detector.p_values(ROWS) > 0.3][:20], 0.1).any()    # nothing is strange
+
+
+def test_a_folder_that_many_links_lead_to_is_read_once(tmp_path):
+    "Twelve folders outside, each with two links to the next: 2 to the 12th ways to the last one."
+    outside, mine = tmp_path / "outside", tmp_path / "mine"
+    outside.mkdir()
+    for i in range(12):
+        save_all(outside / f"{i:02}", PICTURES[i:i + 1])
+        (outside / f"{i:02}" / "notes.txt").write_text("")
+        for name in ("x", "y"):
+            (outside / f"{i:02}" / name).symlink_to(outside / f"{i + 1:02}" if i < 11 else outside / "00")
+    save_all(mine, PICTURES[20:21])
+    for name, target in {"a": "00", "b": "00", "c": "05"}.items():
+        (mine / name).symlink_to(outside / target)
+    found = clad.read_pictures(mine, size=16)
+    assert len({p.tobytes() for p in found.images}) == len(found) == 13 and found.plan.scan.others == 12
+    assert {"000.png", "a/000.png", "c/000.png"} < set(found.files) and "b/000.png" not in found.files
+
+
+def test_a_picture_above_the_limit_is_told_what_to_do(tmp_path, monkeypatch):
+    folder = save_all(tmp_path / "p", PICTURES[:3])
+    Image.new("L", (90, 90)).save(tmp_path / "p" / "large.png")
+    for limit in (5000, 3000):    # Pillow warns above the limit, and refuses above twice of it
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        found = clad.read_pictures(folder)
+        assert len(found) == 3 and "large.png is too large (Image size (8100 pixels) exceeds limit of" in (
+            why := found.skipped["large.png"]) and "make a smaller copy or cut it into parts" in why
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert len(clad.read_pictures(folder)) == 4
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+def test_a_table_with_names_is_quiet_where_they_match():
+    "As in scikit-learn: no warning in a fit, a score or an update; a bare array, and other names, are noticed."
+    frame = pd.DataFrame(ROWS, columns=list("abcdef"))
+    new, other = (pd.DataFrame(ROWS[:60] + shift, columns=list("abcdef")) for shift in (0.5, 0.25))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for detector in (clad.OCSVM(alpha=0.2), clad.CLADPlus(alpha=0.2)):
+            detector.fit(frame).update(new).calibrate(other)
+            detector.predict(new), detector.discoveries(new, 0.2), detector.p_values(new)
+        assert detector.feature_names_in_.tolist() == list("abcdef")
+        brief(calibration_fraction=0.5, alpha=0.2).fit(frame).p_values(new)
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        detector.score_samples(ROWS)
+    for call in (detector.update, detector.calibrate):
+        with pytest.raises(ValueError, match="feature names"):
+            call(new[list("fedcba")])
+        assert detector.feature_names_in_.tolist() == list("abcdef")
+
+
+def test_masked_values_are_refused_by_name():
+    rows, pictures = np.ma.array(ROWS, mask=False), np.ma.array(PICTURES, mask=False)
+    fitted = clad.OCSVM().fit(rows)
+    assert (fitted.score_samples(rows) == clad.OCSVM().fit(ROWS).score_samples(ROWS)).all()
+    clad.GCN().fit(pictures)
+    rows[7, 2] = pictures[5, 0, 3, 3] = np.ma.masked
+    for detector, x, i in ((clad.OCSVM(), rows, 7), (clad.OCSVM(), pictures, 5), (clad.GCN(), pictures, 5),
+                           (clad.GCN(), list(pictures), 5), (clad.CLADPlus(), rows, 7)):
+        with pytest.raises(ValueError, match=rf"X\[{i}\] has masked values: leave it out"):
+            detector.fit(x)
+    with pytest.raises(ValueError, match=r"X\[7\] has masked values"):
+        fitted.score_samples(rows)
+
+
+def test_a_threshold_does_not_rest_on_rows_that_were_learnt_from(tmp_path):
+    rows = RNG.normal(size=(200, 4))
+    detector = reloaded(clad.OCSVM(alpha=0.2, calibration_fraction=0.3).fit(rows), tmp_path / "m.clad")
+    learnt, held = rows[~detector.held_out_], rows[detector.held_out_]
+    with pytest.warns(UserWarning, match="70 of 130 rows were learnt from"):
+        detector.calibrate(np.concatenate([learnt[:70], held]))
+    with pytest.warns(UserWarning, match="140 of 140 rows were learnt from"):
+        detector.calibrate(learnt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.calibrate(held).calibrate(RNG.normal(size=(50, 4)))
+        clad.OCSVM(alpha=0.2).fit(np.repeat(rows, 2, 0)).calibrate(rows)    # rows that may well be alike
+    memory = clad.CLADPlus(alpha=0.2).fit(rows).update(rows[:9] + 0.1, picked=True)
+    with pytest.warns(UserWarning, match="9 of 59 rows were learnt from"):
+        memory.calibrate(np.concatenate([rows[:9] + 0.1, RNG.normal(size=(50, 4))]))
