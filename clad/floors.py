@@ -8,16 +8,14 @@ __all__ = ['LARGEST', 'SMALLEST', 'MOST', 'sized', 'Member', 'some', 'principal'
            'as_rows', 'RowNeighbours', 'RowResidual', 'OneMember', 'GCN', 'HOG', 'Patches']
 
 # %% ../nbs/16_floors.ipynb #a02b5736
-from functools import cached_property
-
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 from .base import Detector
+from .odin import neighbour_distance
 from .settings import AT_LEAST_1
 from .training import Pixels, Stage, Workspace, channel_statistics, resolve_device
 
@@ -121,26 +119,18 @@ class GCNNeighbours(Member):
 
     def _learn(self, rows, seed):
         self.mean_row_, self.directions_ = principal(rows, self.components, seed)
-        self._keep(self._project(rows))
-
-    def _keep(self, bank: np.ndarray) -> None:
-        self.bank_ = bank
-        vars(self).pop("search_", None)
+        self.bank_ = self._project(rows)
 
     def _project(self, rows):
         return (rows - self.mean_row_) @ self.directions_
 
-    @cached_property
-    def search_(self) -> NearestNeighbors:
-        return NearestNeighbors(n_neighbors=min(self.k, len(self.bank_)), algorithm="brute").fit(self.bank_)
-
     def _far(self, rows):
-        return self.search_.kneighbors(self._project(rows))[0][:, -1].astype(np.float64)
+        return neighbour_distance(self._project(rows), self.bank_, self.k)
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance grows (from k images on)."
         rows = self._rows(self._pixels(X, resolve_device("cpu")))
-        self._keep(np.concatenate([self.bank_, self._project(rows)]))
+        self.bank_ = np.concatenate([self.bank_, self._project(rows)])
 
     def _tensors(self):
         return {name: torch.from_numpy(getattr(self, f"{name}_")) for name in ("mean_row", "directions", "bank")}
@@ -148,7 +138,6 @@ class GCNNeighbours(Member):
     def _restore(self, tensors, *before, device):
         for name, value in tensors.items():
             setattr(self, f"{name}_", value.cpu().numpy())
-        self._keep(self.bank_)
 
 # %% ../nbs/16_floors.ipynb #669a02d6
 def edge_histograms(x: torch.Tensor, cell: int = 4, bins: int = 12) -> torch.Tensor:
