@@ -211,7 +211,7 @@ class EncoderNeighbours(Member):
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance grows (from k images on)."
-        self.bank_ = np.concatenate([self.bank_, self._rows(self._pixels(X, self.device_))])
+        self.bank_ = np.concatenate([self.bank_, self.rows(X)])
 
     def _tensors(self):
         return {"bank": torch.from_numpy(self.bank_)}

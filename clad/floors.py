@@ -45,9 +45,13 @@ class Member(Stage):
     def _prepare(self, pixels: Pixels, work: Workspace) -> None:
         "Learn what the description itself needs."
 
+    def rows(self, X) -> np.ndarray:
+        "The description of images (as for `fit`), float32 [N,D]."
+        return self._rows(self._pixels(X, resolve_device("cpu")))
+
     def distance(self, X) -> np.ndarray:
         "Distance of images (as for `fit`) from the normal ones, float64 [N]."
-        return self._far(self._rows(self._pixels(X, resolve_device("cpu"))))
+        return self._far(self.rows(X))
 
     def distances(self, X) -> dict[str, np.ndarray]:
         "What this member has to say, by name: one distance, for most members."
@@ -129,8 +133,7 @@ class GCNNeighbours(Member):
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance grows (from k images on)."
-        rows = self._rows(self._pixels(X, resolve_device("cpu")))
-        self.bank_ = np.concatenate([self.bank_, self._project(rows)])
+        self.bank_ = np.concatenate([self.bank_, self._project(self.rows(X))])
 
     def _tensors(self):
         return {name: torch.from_numpy(getattr(self, f"{name}_")) for name in ("mean_row", "directions", "bank")}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .floors import Member, sized, some
 from .settings import AT_LEAST_1, POSITIVE, is_whole
-from .training import Loop, Pixels, exact, place_net, train
+from .training import Loop, Pixels, device_of, exact, place_net, train
 
 # %% ../nbs/18_transforms.ipynb #0d831db5
 def turned(x: torch.Tensor) -> torch.Tensor:
@@ -143,13 +143,13 @@ class Transforms(Member):
                         checkpoint=checkpoint, verbose=work.verbose)
         self.net_.zero_grad(set_to_none=True)
         index = some(n, self.most, work.seed % 2**32)
-        self.bank_ = self._seen(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device))[0]
+        self.bank_ = self.seen(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device))[0]
         return {"steps": steps, "loss": history}
 
     @torch.inference_mode()
-    def _seen(self, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
-        "Unit features [4,N,D] and log probabilities of the right turn [4,N] of all images, in eval mode."
-        features, right = [], []
+    def seen(self, X) -> tuple[torch.Tensor, torch.Tensor]:
+        "Unit features [4,N,D] and log probabilities of the right turn [4,N] of images, in eval mode."
+        pixels, features, right = self._pixels(X, device_of(self.net_)), [], []
         self.net_.eval()
         with exact():
             for x in pixels.batches(256):
@@ -161,13 +161,13 @@ class Transforms(Member):
 
     def distances(self, X) -> dict[str, np.ndarray]:
         "`near` and `turn` of images, float64 [N] each."
-        features, right = self._seen(self._pixels(X, self.bank_.device))
+        features, right = self.seen(X)
         near = torch.stack([nearest(features[r], self.bank_[r], self.k) for r in range(4)]).mean(0)
         return {"near": near.cpu().numpy(), "turn": -right.double().mean(0).cpu().numpy()}
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance to the nearest ones grows (from k images on)."
-        self.bank_ = torch.cat([self.bank_, self._seen(self._pixels(X, self.bank_.device))[0]], 1)
+        self.bank_ = torch.cat([self.bank_, self.seen(X)[0]], 1)
 
     def distance(self, X) -> np.ndarray:
         "`near` of images, float64 [N]."
@@ -175,7 +175,7 @@ class Transforms(Member):
 
     def accuracy(self, X) -> float:
         "Share of the four turns of images that the network tells rightly."
-        pixels = self._pixels(X, self.bank_.device)
+        pixels = self._pixels(X, device_of(self.net_))
         with torch.inference_mode(), exact():
             answers = [self.net_(turned(sized(x))).view(4, len(x), 4).argmax(2) for x in pixels.batches(256)]
         return float((torch.cat(answers, 1).cpu() == torch.arange(4)[:, None]).double().mean())

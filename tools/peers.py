@@ -150,8 +150,7 @@ def main() -> None:
         encoder = EncoderNeighbours().fit(split.train.images, workspace=Workspace(store=StageStore(args.cache)))
         encoder.folder_ = args.cache    # features of test images are remembered as well
         index, other = by_content(split.train.images, 4_000), -(-len(split.test) // 2_500)
-        normal, test = (encoder._rows(encoder._pixels(v, torch.device("cpu")))
-                        for v in (split.train.images[index], split.test.images[::other]))
+        normal, test = map(encoder.rows, (split.train.images[index], split.test.images[::other]))
         groups = None if split.train.groups is None else split.train.groups[index]
         normal, test, odd = normal.astype(np.float64), test.astype(np.float64), split.is_anomaly[::other]
         for peer in (peer for peer in args.peers if peer not in there):
