@@ -143,26 +143,25 @@ class GCNNeighbours(Member):
             setattr(self, f"{name}_", value.cpu().numpy())
 
 # %% ../nbs/16_floors.ipynb #669a02d6
-def edge_histograms(x: torch.Tensor, cell: int = 4, bins: int = 12) -> torch.Tensor:
-    "Histogram of edge directions in each cell, [N,bins,H/cell,W/cell], of images [N,C,H,W]."
+def edge_histograms(x: torch.Tensor) -> torch.Tensor:
+    "Histogram of twelve edge directions in each cell of 4x4 pixels, [N,12,H/4,W/4], of images [N,C,H,W]."
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
     length, channel = (dx.square() + dy.square()).max(1, keepdim=True)
     dx, dy, length = dx.gather(1, channel), dy.gather(1, channel), length.sqrt()
-    place = (torch.atan2(dy, dx) / (2 * torch.pi) % 1) * bins
+    place = (torch.atan2(dy, dx) / (2 * torch.pi) % 1) * 12
     low = place.floor()
     share = (place - low) * length
-    votes = x.new_zeros(len(x), bins, *x.shape[2:])
-    votes.scatter_add_(1, low.long() % bins, length - share)
-    votes.scatter_add_(1, (low.long() + 1) % bins, share)
-    return F.avg_pool2d(votes, cell)
+    votes = x.new_zeros(len(x), 12, *x.shape[2:])
+    votes.scatter_add_(1, low.long() % 12, length - share)
+    votes.scatter_add_(1, (low.long() + 1) % 12, share)
+    return F.avg_pool2d(votes, 4)
 
 
-def hog(x: torch.Tensor, cell: int = 4) -> torch.Tensor:
+def hog(x: torch.Tensor) -> torch.Tensor:
     "HOG description, [N,D], of images [N,C,H,W]."
-    cells = edge_histograms(x, cell)
-    blocks = F.unfold(cells, 2).transpose(1, 2)    # [N, places, 4 cells of 12]
+    blocks = F.unfold(edge_histograms(x), 2).transpose(1, 2)    # [N, places, 4 cells of 12]
     blocks = F.normalize(F.normalize(blocks, dim=2, eps=1e-3).clamp(max=0.2), dim=2, eps=1e-3)
     return blocks.flatten(1)
 
@@ -185,11 +184,11 @@ def centred_patches(x: torch.Tensor, size: int) -> torch.Tensor:
     return p - p.mean(2, keepdim=True)
 
 
-def whitening(patches: np.ndarray, floor: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+def whitening(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Mean [D] and symmetric matrix [D,D] that make the covariance of patches [n,D] nearly the identity (ZCA)."
     mean = patches.mean(0)
     values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False).astype(np.float64))
-    matrix = (vectors / np.sqrt(np.maximum(values, 0) + floor)) @ vectors.T
+    matrix = (vectors / np.sqrt(np.maximum(values, 0) + 0.1)) @ vectors.T
     return mean.astype(np.float32), matrix.astype(np.float32)
 
 # %% ../nbs/16_floors.ipynb #59379f87

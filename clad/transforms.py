@@ -24,12 +24,12 @@ def turned(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x.rot90(r, (2, 3)) for r in range(4)]).contiguous(memory_format=torch.channels_last)
 
 
-def shifted(x: torch.Tensor, by: int = 3) -> torch.Tensor:
-    "Images moved by up to `by` pixels each way, edges mirrored; an eighth of the batch moves together."
-    wide, (height, width) = F.pad(x, (by,) * 4, mode="reflect"), x.shape[2:]
+def shifted(x: torch.Tensor) -> torch.Tensor:
+    "Images moved by up to three pixels each way, edges mirrored; an eighth of the batch moves together."
+    wide, (height, width) = F.pad(x, (3,) * 4, mode="reflect"), x.shape[2:]
     parts = []
     for part in wide.chunk(8):
-        i, j = torch.randint(0, 2 * by + 1, (2,)).tolist()
+        i, j = torch.randint(0, 7, (2,)).tolist()
         parts.append(part[:, :, i : i + height, j : j + width])
     return torch.cat(parts)
 
@@ -98,10 +98,10 @@ class Muon(torch.optim.Optimizer):
         p.sub_(lr * ahead)
 
 # %% ../nbs/18_transforms.ipynb #15dc34a8
-def nearest(rows: torch.Tensor, bank: torch.Tensor, k: int, block: int = 1024) -> torch.Tensor:
+def nearest(rows: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
     "Distance of unit rows [n,D] to the k-th nearest of unit rows [m,D], float64 [n]."
     k = min(k, len(bank))
-    parts = [(2 - 2 * part @ bank.T).clamp_(min=0).topk(k, largest=False)[0][:, -1] for part in rows.split(block)]
+    parts = [(2 - 2 * part @ bank.T).clamp_(min=0).topk(k, largest=False)[0][:, -1] for part in rows.split(1024)]
     return torch.cat(parts).double().sqrt()
 
 # %% ../nbs/18_transforms.ipynb #3e2638aa

@@ -133,12 +133,12 @@ class _OneBoundary(Detector):
     def _rows(self, images: np.ndarray) -> np.ndarray:
         return images if images.ndim == 2 else standardised(images, self.mean_, self.std_)
 
-    def _sums(self, images: np.ndarray, block: int = 512) -> np.ndarray:
+    def _sums(self, images: np.ndarray) -> np.ndarray:
         "sum_i weights_i k(x, x_i) of images or rows, float64 [N], a block at a time."
         device = resolve_device(self.device)
         support, weights = _double(self.support_vectors_, device), _double(self.weights_, device)
-        parts = [rbf(_double(self._rows(images[i : i + block]), device), support, self.gamma_) @ weights
-                 for i in range(0, len(images), block)]
+        parts = [rbf(_double(self._rows(images[i : i + 512]), device), support, self.gamma_) @ weights
+                 for i in range(0, len(images), 512)]
         return torch.cat(parts).cpu().numpy()
 
     def _judge(self, x: np.ndarray, work) -> None:
@@ -216,8 +216,8 @@ class SVDD(_OneBoundary):
         return 2 * self._sums(images) - 1 - self.norm2_
 
 # %% ../../nbs/20_kernel.ipynb #1bde44a5
-def published_svdd_rule(train: np.ndarray, test: np.ndarray, first: int = 0, gamma: float = 1 / 2000,
-                        block: int = 512) -> np.ndarray:
+def published_svdd_rule(train: np.ndarray, test: np.ndarray, first: int = 0,
+                        gamma: float = 1 / 2000) -> np.ndarray:
     """Rule that explains most of the SVDD row of the paper's Tables 1 and 2, bool [M]: True = anomalous. Not SVDD.
 
     train: float rows [n,D]; test: float rows [M,D]; first: index in `train` of the first image of the original file
@@ -227,6 +227,6 @@ def published_svdd_rule(train: np.ndarray, test: np.ndarray, first: int = 0, gam
     known = _double(train, cpu)
 
     def density(rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([rbf(_double(rows[i : i + block], cpu), known, gamma).mean(1).numpy()
-                               for i in range(0, len(rows), block)])
+        return np.concatenate([rbf(_double(rows[i : i + 512], cpu), known, gamma).mean(1).numpy()
+                               for i in range(0, len(rows), 512)])
     return density(test) < density(train[first : first + 1])[0]
