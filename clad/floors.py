@@ -87,7 +87,12 @@ def principal(rows: np.ndarray, components: int, seed: int) -> tuple[np.ndarray,
 
 # %% ../nbs/16_floors.ipynb #3d5a4a03
 class Residual(Member):
-    "A member that measures what lies outside the principal directions of the normal rows."
+    "A member that measures what lies outside `components` principal directions of the normal rows."
+
+    allowed = {("components",): AT_LEAST_1}
+
+    def __init__(self, components: int = 64):
+        self.components = components
 
     def _learn(self, rows, seed):
         self.mean_row_, self.directions_ = principal(rows, self.components, seed)
@@ -169,10 +174,7 @@ def hog(x: torch.Tensor) -> torch.Tensor:
 class HOGResidual(Residual):
     "Histograms of oriented gradients; what lies outside `components` principal directions of the normal ones."
 
-    name, allowed = "hog", {("components",): AT_LEAST_1}
-
-    def __init__(self, components: int = 64):
-        self.components = components
+    name = "hog"
 
     def _describe(self, x):
         return hog(x)
@@ -252,10 +254,7 @@ class RowNeighbours(GCNNeighbours):
 class RowResidual(Residual):
     "Rows of numbers [N,D]; what lies outside `components` principal directions, at most D / 2, of the normal ones."
 
-    name, allowed = "residual", {("components",): AT_LEAST_1}
-
-    def __init__(self, components: int = 64):
-        self.components = components
+    name = "residual"
 
     def _rows(self, pixels):
         return as_rows(pixels)
