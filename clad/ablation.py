@@ -134,14 +134,14 @@ def extend(path: str | Path, splits: Iterable[Split], seeds: Iterable[int], *, l
     return read_rows(path)
 
 # %% ../nbs/15_ablation.ipynb #8e10396b
-def paired_difference(rows: pd.DataFrame, a: tuple[str, int], b: tuple[str, int], score: str = "both",
-                      level: float = 0.95) -> tuple[float, float, float, int]:
-    """Mean of a minus b over the seeds that both have, its t interval and the number of seeds, in points of AUROC.
+def paired_difference(rows: pd.DataFrame, a: tuple[str, int], b: tuple[str, int],
+                      score: str = "both") -> tuple[float, float, float, int]:
+    """Mean of a minus b over the seeds that both have, its 95 % t interval and the number of seeds, in points of AUROC.
 
     a, b: labels and K. rows: of one scenario. Without two seeds the interval is infinite, or nan without any.
     """
     areas = rows.set_index(["labels", "n_clusters", "seed"])[score]
     both = pd.concat([areas.xs(key) for key in (a, b)], axis=1, join="inner", keys=["a", "b"])
     difference, n = 100 * (both["a"] - both["b"]), len(both)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * difference.std() / np.sqrt(n) if n > 1 else np.inf
+    half = stats.t.ppf(0.975, n - 1) * difference.std() / np.sqrt(n) if n > 1 else np.inf
     return difference.mean(), difference.mean() - half, difference.mean() + half, n

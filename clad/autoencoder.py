@@ -127,11 +127,11 @@ class ReleasedAutoencoder(nn.Module):
 class DenseAutoencoder(nn.Module):
     "Dense layers for rows of numbers, three in, two out. shape: (D,); hidden_dim: d; dropout: on the input."
 
-    def __init__(self, shape: tuple[int], hidden_dim: int, dropout: float = 0.1, width: int = 256):
+    def __init__(self, shape: tuple[int], hidden_dim: int, dropout: float = 0.1):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Dropout(dropout), nn.Linear(shape[0], width), nn.BatchNorm1d(width), nn.ELU(),
-                                     nn.Flatten(), nn.Linear(width, width), nn.ELU(), nn.Linear(width, hidden_dim))
-        self.decoder = nn.Sequential(nn.Linear(hidden_dim, width), nn.ELU(), nn.Linear(width, shape[0]))
+        self.encoder = nn.Sequential(nn.Dropout(dropout), nn.Linear(shape[0], 256), nn.BatchNorm1d(256), nn.ELU(),
+                                     nn.Flatten(), nn.Linear(256, 256), nn.ELU(), nn.Linear(256, hidden_dim))
+        self.decoder = nn.Sequential(nn.Linear(hidden_dim, 256), nn.ELU(), nn.Linear(256, shape[0]))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         "Codes [N,d] of normalised rows [N,D]."
@@ -142,27 +142,27 @@ class DenseAutoencoder(nn.Module):
         return self.decoder(self.encode(x))
 
 # %% ../nbs/10_autoencoder.ipynb #d90cef03
-def mean_image_loss(pixels: Pixels, batch_size: int = 1024) -> float:
+def mean_image_loss(pixels: Pixels) -> float:
     "Mean squared error of predicting the mean training image: what a code without information can reach."
     total, square = 0.0, 0.0
-    for batch in pixels.batches(batch_size):
+    for batch in pixels.batches(1024):
         total, square = total + batch.double().sum(0), square + batch.double().square().sum(0)
     return float((square / len(pixels) - (total / len(pixels)) ** 2).mean())
 
 
 @torch.inference_mode()
-def reconstruction_loss(net: nn.Module, pixels: Pixels, batch_size: int = 1024) -> float:
+def reconstruction_loss(net: nn.Module, pixels: Pixels) -> float:
     "Mean squared error over all pixels, in eval mode."
     net.eval()
-    total = sum(float((net(x) - x).double().square().sum()) for x in pixels.batches(batch_size))
+    total = sum(float((net(x) - x).double().square().sum()) for x in pixels.batches(1024))
     return total / (len(pixels) * pixels[0:1].numel())
 
 # %% ../nbs/10_autoencoder.ipynb #cbe5e10c
 @torch.inference_mode()
-def encode(net: nn.Module, pixels: Pixels, batch_size: int = 1024) -> torch.Tensor:
+def encode(net: nn.Module, pixels: Pixels) -> torch.Tensor:
     "Codes of all images, float32 [N,d], in the mode (train or eval) in which the network is."
     with exact():
-        return torch.cat([net.encode(x).float() for x in pixels.batches(batch_size)])
+        return torch.cat([net.encode(x).float() for x in pixels.batches(1024)])
 
 
 NETWORKS = {"paper": ConvAutoencoder, "released": ReleasedAutoencoder}

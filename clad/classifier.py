@@ -29,12 +29,12 @@ def make_resnet(n_clusters: int, channels: int) -> nn.Module:
     return net
 
 # %% ../nbs/12_classifier.ipynb #1f6466ba
-def make_classifier(n_clusters: int, shape: tuple[int, ...], width: int = 512) -> nn.Module:
+def make_classifier(n_clusters: int, shape: tuple[int, ...]) -> nn.Module:
     "An untrained network with n_clusters outputs: ResNet-18 for images (C, H, W), two dense layers for rows (D,)."
     if len(shape) == 3:
         return make_resnet(n_clusters, shape[0])
-    return nn.Sequential(nn.Linear(shape[0], width), nn.BatchNorm1d(width), nn.ReLU(),
-                         nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, n_clusters))
+    return nn.Sequential(nn.Linear(shape[0], 512), nn.BatchNorm1d(512), nn.ReLU(),
+                         nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, n_clusters))
 
 # %% ../nbs/12_classifier.ipynb #29de4078
 def live_taps(size: int, stride: int) -> slice:
@@ -130,11 +130,11 @@ def logits(net: nn.Module, pixels: Pixels, batch_size: int = 512) -> torch.Tenso
 
 
 @torch.inference_mode()
-def last_features(net: nn.Module, pixels: Pixels, batch_size: int = 512) -> torch.Tensor:
+def last_features(net: nn.Module, pixels: Pixels) -> torch.Tensor:
     "What the last layer sees of all images in eval mode: float32 [N,512] on the CPU."
     body = nn.Sequential(*list(net.eval().children())[:-1])
     with exact():
-        return torch.cat([body(x).flatten(1).float().cpu() for x in pixels.batches(batch_size)])
+        return torch.cat([body(x).flatten(1).float().cpu() for x in pixels.batches(512)])
 
 # %% ../nbs/12_classifier.ipynb #63e72373
 class PseudoLabelClassifier(Stage):

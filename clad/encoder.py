@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .files import read_bundle, write_bundle
 from .floors import Member, OneMember
+from .odin import neighbour_distance
 from .settings import AT_LEAST_1, is_whole
 from .training import Pixels, array_digest, exact, fingerprints
 
@@ -148,7 +148,7 @@ class EncoderNeighbours(Member):
         self._start(work.device)
         self.folder_, self.verbose_ = (work.store.folder if isinstance(self.encoder, str) else None), work.verbose
         index = by_content(pixels.images, self.most)
-        self._index(self._rows(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device)))
+        self.bank_ = self._rows(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device))
         self.folder_ = None    # what is scored later is not kept
         return {"dimensions": self.bank_.shape[1], "bank": len(self.bank_)}
 
@@ -158,10 +158,6 @@ class EncoderNeighbours(Member):
         self.net_ = self.net_.to(device) if isinstance(self.net_, nn.Module) else self.net_
         self.shift_, self.scale_ = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
         self.device_, self.folder_, self.verbose_ = device, None, False
-
-    def _index(self, bank: np.ndarray) -> None:
-        self.bank_ = bank
-        self.search_ = NearestNeighbors(n_neighbors=min(self.k, len(bank)), algorithm="brute").fit(bank)
 
     def _rows(self, pixels):
         name = f"features-{self.encoder}-{self.size}-{self.revision}"
@@ -211,18 +207,18 @@ class EncoderNeighbours(Member):
         return float((1 - alike) * len(told) / len(self.bank_))
 
     def _far(self, rows):
-        return self.search_.kneighbors(rows)[0][:, -1].astype(np.float64)
+        return neighbour_distance(rows, self.bank_, self.k)
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance grows (from k images on)."
-        self._index(np.concatenate([self.bank_, self._rows(self._pixels(X, self.device_))]))
+        self.bank_ = np.concatenate([self.bank_, self.rows(X)])
 
     def _tensors(self):
         return {"bank": torch.from_numpy(self.bank_)}
 
     def _restore(self, tensors, *before, device):
         self._start(device)
-        self._index(tensors["bank"].cpu().numpy())
+        self.bank_ = tensors["bank"].cpu().numpy()
 
 
 def check_named(member: EncoderNeighbours) -> None:

@@ -8,16 +8,14 @@ __all__ = ['LARGEST', 'SMALLEST', 'MOST', 'sized', 'Member', 'some', 'principal'
            'as_rows', 'RowNeighbours', 'RowResidual', 'OneMember', 'GCN', 'HOG', 'Patches']
 
 # %% ../nbs/16_floors.ipynb #a02b5736
-from functools import cached_property
-
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 from .base import Detector
+from .odin import neighbour_distance
 from .settings import AT_LEAST_1
 from .training import Pixels, Stage, Workspace, channel_statistics, resolve_device
 
@@ -47,9 +45,13 @@ class Member(Stage):
     def _prepare(self, pixels: Pixels, work: Workspace) -> None:
         "Learn what the description itself needs."
 
+    def rows(self, X) -> np.ndarray:
+        "The description of images (as for `fit`), float32 [N,D]."
+        return self._rows(self._pixels(X, resolve_device("cpu")))
+
     def distance(self, X) -> np.ndarray:
         "Distance of images (as for `fit`) from the normal ones, float64 [N]."
-        return self._far(self._rows(self._pixels(X, resolve_device("cpu"))))
+        return self._far(self.rows(X))
 
     def distances(self, X) -> dict[str, np.ndarray]:
         "What this member has to say, by name: one distance, for most members."
@@ -85,7 +87,12 @@ def principal(rows: np.ndarray, components: int, seed: int) -> tuple[np.ndarray,
 
 # %% ../nbs/16_floors.ipynb #3d5a4a03
 class Residual(Member):
-    "A member that measures what lies outside the principal directions of the normal rows."
+    "A member that measures what lies outside `components` principal directions of the normal rows."
+
+    allowed = {("components",): AT_LEAST_1}
+
+    def __init__(self, components: int = 64):
+        self.components = components
 
     def _learn(self, rows, seed):
         self.mean_row_, self.directions_ = principal(rows, self.components, seed)
@@ -121,26 +128,17 @@ class GCNNeighbours(Member):
 
     def _learn(self, rows, seed):
         self.mean_row_, self.directions_ = principal(rows, self.components, seed)
-        self._keep(self._project(rows))
-
-    def _keep(self, bank: np.ndarray) -> None:
-        self.bank_ = bank
-        vars(self).pop("search_", None)
+        self.bank_ = self._project(rows)
 
     def _project(self, rows):
         return (rows - self.mean_row_) @ self.directions_
 
-    @cached_property
-    def search_(self) -> NearestNeighbors:
-        return NearestNeighbors(n_neighbors=min(self.k, len(self.bank_)), algorithm="brute").fit(self.bank_)
-
     def _far(self, rows):
-        return self.search_.kneighbors(self._project(rows))[0][:, -1].astype(np.float64)
+        return neighbour_distance(self._project(rows), self.bank_, self.k)
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance grows (from k images on)."
-        rows = self._rows(self._pixels(X, resolve_device("cpu")))
-        self._keep(np.concatenate([self.bank_, self._project(rows)]))
+        self.bank_ = np.concatenate([self.bank_, self._project(self.rows(X))])
 
     def _tensors(self):
         return {name: torch.from_numpy(getattr(self, f"{name}_")) for name in ("mean_row", "directions", "bank")}
@@ -148,29 +146,27 @@ class GCNNeighbours(Member):
     def _restore(self, tensors, *before, device):
         for name, value in tensors.items():
             setattr(self, f"{name}_", value.cpu().numpy())
-        self._keep(self.bank_)
 
 # %% ../nbs/16_floors.ipynb #669a02d6
-def edge_histograms(x: torch.Tensor, cell: int = 4, bins: int = 12) -> torch.Tensor:
-    "Histogram of edge directions in each cell, [N,bins,H/cell,W/cell], of images [N,C,H,W]."
+def edge_histograms(x: torch.Tensor) -> torch.Tensor:
+    "Histogram of twelve edge directions in each cell of 4x4 pixels, [N,12,H/4,W/4], of images [N,C,H,W]."
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
     length, channel = (dx.square() + dy.square()).max(1, keepdim=True)
     dx, dy, length = dx.gather(1, channel), dy.gather(1, channel), length.sqrt()
-    place = (torch.atan2(dy, dx) / (2 * torch.pi) % 1) * bins
+    place = (torch.atan2(dy, dx) / (2 * torch.pi) % 1) * 12
     low = place.floor()
     share = (place - low) * length
-    votes = x.new_zeros(len(x), bins, *x.shape[2:])
-    votes.scatter_add_(1, low.long() % bins, length - share)
-    votes.scatter_add_(1, (low.long() + 1) % bins, share)
-    return F.avg_pool2d(votes, cell)
+    votes = x.new_zeros(len(x), 12, *x.shape[2:])
+    votes.scatter_add_(1, low.long() % 12, length - share)
+    votes.scatter_add_(1, (low.long() + 1) % 12, share)
+    return F.avg_pool2d(votes, 4)
 
 
-def hog(x: torch.Tensor, cell: int = 4) -> torch.Tensor:
+def hog(x: torch.Tensor) -> torch.Tensor:
     "HOG description, [N,D], of images [N,C,H,W]."
-    cells = edge_histograms(x, cell)
-    blocks = F.unfold(cells, 2).transpose(1, 2)    # [N, places, 4 cells of 12]
+    blocks = F.unfold(edge_histograms(x), 2).transpose(1, 2)    # [N, places, 4 cells of 12]
     blocks = F.normalize(F.normalize(blocks, dim=2, eps=1e-3).clamp(max=0.2), dim=2, eps=1e-3)
     return blocks.flatten(1)
 
@@ -178,10 +174,7 @@ def hog(x: torch.Tensor, cell: int = 4) -> torch.Tensor:
 class HOGResidual(Residual):
     "Histograms of oriented gradients; what lies outside `components` principal directions of the normal ones."
 
-    name, allowed = "hog", {("components",): AT_LEAST_1}
-
-    def __init__(self, components: int = 64):
-        self.components = components
+    name = "hog"
 
     def _describe(self, x):
         return hog(x)
@@ -193,11 +186,11 @@ def centred_patches(x: torch.Tensor, size: int) -> torch.Tensor:
     return p - p.mean(2, keepdim=True)
 
 
-def whitening(patches: np.ndarray, floor: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+def whitening(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Mean [D] and symmetric matrix [D,D] that make the covariance of patches [n,D] nearly the identity (ZCA)."
     mean = patches.mean(0)
     values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False).astype(np.float64))
-    matrix = (vectors / np.sqrt(np.maximum(values, 0) + floor)) @ vectors.T
+    matrix = (vectors / np.sqrt(np.maximum(values, 0) + 0.1)) @ vectors.T
     return mean.astype(np.float32), matrix.astype(np.float32)
 
 # %% ../nbs/16_floors.ipynb #59379f87
@@ -261,10 +254,7 @@ class RowNeighbours(GCNNeighbours):
 class RowResidual(Residual):
     "Rows of numbers [N,D]; what lies outside `components` principal directions, at most D / 2, of the normal ones."
 
-    name, allowed = "residual", {("components",): AT_LEAST_1}
-
-    def __init__(self, components: int = 64):
-        self.components = components
+    name = "residual"
 
     def _rows(self, pixels):
         return as_rows(pixels)

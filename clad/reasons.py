@@ -39,13 +39,13 @@ def _one_kind(images: np.ndarray, mixed: bool) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255) if mixed and images.dtype == np.uint8 else images
 
 
-def rises(detector: Detector, images: np.ndarray, fill: np.ndarray, window: int, block: int = 1024) -> np.ndarray:
+def rises(detector: Detector, images: np.ndarray, fill: np.ndarray, window: int) -> np.ndarray:
     "Mean rise of the score over the windows that cover each pixel, at least zero; float64 [N,H,W]."
     found = []
     for image, normal in zip(images, fill):
         variants, masks = covered(image[None], normal[None], window)
         parts = np.concatenate([image[None], variants[0]])
-        scores = np.concatenate([detector.score_samples(parts[i : i + block]) for i in range(0, len(parts), block)])
+        scores = np.concatenate([detector.score_samples(parts[i : i + 1024]) for i in range(0, len(parts), 1024)])
         rise = np.maximum(scores[1:] - scores[0], 0)
         found.append((rise[:, None, None] * masks).sum(0) / masks.sum(0))
     return np.array(found)

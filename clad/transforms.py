@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .floors import Member, sized, some
 from .settings import AT_LEAST_1, POSITIVE, is_whole
-from .training import Loop, Pixels, exact, place_net, train
+from .training import Loop, Pixels, device_of, exact, place_net, train
 
 # %% ../nbs/18_transforms.ipynb #0d831db5
 def turned(x: torch.Tensor) -> torch.Tensor:
@@ -24,12 +24,12 @@ def turned(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x.rot90(r, (2, 3)) for r in range(4)]).contiguous(memory_format=torch.channels_last)
 
 
-def shifted(x: torch.Tensor, by: int = 3) -> torch.Tensor:
-    "Images moved by up to `by` pixels each way, edges mirrored; an eighth of the batch moves together."
-    wide, (height, width) = F.pad(x, (by,) * 4, mode="reflect"), x.shape[2:]
+def shifted(x: torch.Tensor) -> torch.Tensor:
+    "Images moved by up to three pixels each way, edges mirrored; an eighth of the batch moves together."
+    wide, (height, width) = F.pad(x, (3,) * 4, mode="reflect"), x.shape[2:]
     parts = []
     for part in wide.chunk(8):
-        i, j = torch.randint(0, 2 * by + 1, (2,)).tolist()
+        i, j = torch.randint(0, 7, (2,)).tolist()
         parts.append(part[:, :, i : i + height, j : j + width])
     return torch.cat(parts)
 
@@ -98,10 +98,10 @@ class Muon(torch.optim.Optimizer):
         p.sub_(lr * ahead)
 
 # %% ../nbs/18_transforms.ipynb #15dc34a8
-def nearest(rows: torch.Tensor, bank: torch.Tensor, k: int, block: int = 1024) -> torch.Tensor:
+def nearest(rows: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
     "Distance of unit rows [n,D] to the k-th nearest of unit rows [m,D], float64 [n]."
     k = min(k, len(bank))
-    parts = [(2 - 2 * part @ bank.T).clamp_(min=0).topk(k, largest=False)[0][:, -1] for part in rows.split(block)]
+    parts = [(2 - 2 * part @ bank.T).clamp_(min=0).topk(k, largest=False)[0][:, -1] for part in rows.split(1024)]
     return torch.cat(parts).double().sqrt()
 
 # %% ../nbs/18_transforms.ipynb #3e2638aa
@@ -143,13 +143,13 @@ class Transforms(Member):
                         checkpoint=checkpoint, verbose=work.verbose)
         self.net_.zero_grad(set_to_none=True)
         index = some(n, self.most, work.seed % 2**32)
-        self.bank_ = self._seen(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device))[0]
+        self.bank_ = self.seen(Pixels(pixels.images[index], pixels.mean, pixels.std, pixels.device))[0]
         return {"steps": steps, "loss": history}
 
     @torch.inference_mode()
-    def _seen(self, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
-        "Unit features [4,N,D] and log probabilities of the right turn [4,N] of all images, in eval mode."
-        features, right = [], []
+    def seen(self, X) -> tuple[torch.Tensor, torch.Tensor]:
+        "Unit features [4,N,D] and log probabilities of the right turn [4,N] of images, in eval mode."
+        pixels, features, right = self._pixels(X, device_of(self.net_)), [], []
         self.net_.eval()
         with exact():
             for x in pixels.batches(256):
@@ -161,13 +161,13 @@ class Transforms(Member):
 
     def distances(self, X) -> dict[str, np.ndarray]:
         "`near` and `turn` of images, float64 [N] each."
-        features, right = self._seen(self._pixels(X, self.bank_.device))
+        features, right = self.seen(X)
         near = torch.stack([nearest(features[r], self.bank_[r], self.k) for r in range(4)]).mean(0)
         return {"near": near.cpu().numpy(), "turn": -right.double().mean(0).cpu().numpy()}
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance to the nearest ones grows (from k images on)."
-        self.bank_ = torch.cat([self.bank_, self._seen(self._pixels(X, self.bank_.device))[0]], 1)
+        self.bank_ = torch.cat([self.bank_, self.seen(X)[0]], 1)
 
     def distance(self, X) -> np.ndarray:
         "`near` of images, float64 [N]."
@@ -175,7 +175,7 @@ class Transforms(Member):
 
     def accuracy(self, X) -> float:
         "Share of the four turns of images that the network tells rightly."
-        pixels = self._pixels(X, self.bank_.device)
+        pixels = self._pixels(X, device_of(self.net_))
         with torch.inference_mode(), exact():
             answers = [self.net_(turned(sized(x))).view(4, len(x), 4).argmax(2) for x in pixels.batches(256)]
         return float((torch.cat(answers, 1).cpu() == torch.arange(4)[:, None]).double().mean())

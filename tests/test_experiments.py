@@ -135,22 +135,6 @@ sys.exit(int(not set(table.status) <= {{"done", "recorded"}} or len(table) != 15
     assert log.read_text().count("fit") == 15 and len(runs.read_records(tmp_path)) == 15
 
 
-def test_two_processes_on_one_store_of_stages(tmp_path):
-    "Sweeps that share an autoencoder and a folder for stage results give what they give without."
-    def code(nu):
-        return f"""
-plan = grid("digits", "CUR", "OCNN", "smoke", 0, [{{"nu": nu}} for nu in {nu}])
-execute(plan, jobs=1, results={str(tmp_path / "r")!r}, cache_dir={str(tmp_path / "stages")!r}, progress=False)
-"""
-    both = [start(code((0.1, 0.3))), start(code((0.3, 0.1)))]
-    said = [one.communicate(timeout=300)[1] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
-    assert len(list((tmp_path / "stages").glob("autoencoder-*.safetensors"))) == 1
-    alone = grid("digits", "CUR", "OCNN", "smoke", 0, [{"nu": 0.1}, {"nu": 0.3}])
-    execute(alone, jobs=1, results=tmp_path / "alone", progress=False)
-    assert outcomes(tmp_path / "r") == outcomes(tmp_path / "alone") and len(outcomes(tmp_path / "alone")) == 2
-
-
 def test_a_run_that_another_batch_has_is_waited_for(cheap, tmp_path):
     "The others come first; the one that was taken is found recorded in the end."
     code = f"""

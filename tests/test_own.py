@@ -482,13 +482,6 @@ def test_interrupted_while_fitting(capsys, monkeypatch, tmp_path, model):
     assert capsys.readouterr().err == "clad: interrupted; no file is half written\n" and not list(tmp_path.iterdir())
 
 
-def test_alpha_of_any_number_type_is_kept(tmp_path):
-    rows = RNG.normal(size=(60, 3))
-    detector = clad.OCSVM(alpha=np.float32(0.25)).fit(rows)
-    detector.save(tmp_path / "m.clad")
-    assert clad.load(tmp_path / "m.clad").alpha == 0.25
-
-
 # -------------------------------------------------------------------------------------------- the page in a browser
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")

@@ -1,7 +1,5 @@
-"CLADPlus, its members and the encoder beyond their chapters: colour, odd sizes, groups, files, what is not installed."
+"CLADPlus, its members and the encoder beyond their chapters: colour, odd sizes, groups, files."
 import importlib.util
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -141,23 +139,6 @@ def test_a_member_can_be_fitted_again():
         assert np.allclose(member.fit(y).distance(new), clone(member).fit(y).distance(new))
 
 
-def test_without_the_extra_everything_else_works():
-    code = """
-import sys
-sys.modules["timm"] = None
-import clad.encoder, clad.plus, importlib.util, numpy as np
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name == "timm" else found(name)
-x = np.random.default_rng(0).integers(0, 9, (9, 1, 16, 16), dtype="u1")
-try:
-    clad.plus.CLADPlus(budget=1000, encoder="auto").fit(x)
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "clad-detector[encoder]" in done.stdout, done.stderr
-
-
 @pytest.mark.skipif(not HERE, reason="needs the extra `encoder`")
 def test_weights_are_the_known_ones_and_fit(tmp_path):
     weights = lite0_weights()
@@ -172,7 +153,7 @@ def test_weights_are_the_known_ones_and_fit(tmp_path):
 
 
 @pytest.mark.skipif(not HERE or not importlib.util.find_spec("efficientnet_lite_pytorch"),
-                    reason="needs the extra `encoder` and the package efficientnet-lite-pytorch")
+                    reason="needs the extras `encoder` and `peers`")
 def test_outputs_are_those_of_the_network_that_the_weights_are_from():
     import timm
     from efficientnet_lite_pytorch import EfficientNet

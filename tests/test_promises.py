@@ -242,10 +242,3 @@ def test_crepes_agrees():
     assert np.array_equal(cluster_p_values(known, new, c, d, 19), mondrian)
     for alpha in (0.01, 0.05, 0.2):
         assert np.array_equal(new < conformal_offset(known, alpha), conformal_p_values(known, new) <= alpha + 1e-9)
-
-
-def test_nonconform_agrees():
-    scoring = pytest.importorskip("nonconform.scoring", reason="needs Python 3.12 or newer")
-    rng = np.random.default_rng(0)
-    known, new = rng.normal(size=300).round(1), rng.normal(size=400).round(1)
-    np.testing.assert_allclose(conformal_p_values(known, new), scoring.calculate_p_val(-new, -known), rtol=1e-12)

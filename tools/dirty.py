@@ -1,6 +1,6 @@
 """Measure what anomalies among the training images cost: digits, CUR, every method.
 
-usage: python tools/dirty.py > figures/dirty.csv
+usage: python tools/dirty.py OUT.csv      figures/dirty.csv in the repository
 
 0, 1, 5 and 10 % of the training images are digits of other classes, drawn at random; three seeds for the networks (of
 CLAD the file of the repository has one), five for the kernel methods. The named setting `short`, with a fifth held
@@ -9,7 +9,6 @@ of the planted anomalies among as many most suspect images (`clad.dirty`, kernel
 without the planted among twice as many most suspect images, as a person takes them out who looks at those.
 """
 import argparse
-import sys
 import time
 import warnings
 
@@ -18,6 +17,7 @@ import pandas as pd
 import torch
 
 import clad
+from clad.ablation import write_rows
 from clad.dirty import suspects
 from clad.metrics import auroc
 
@@ -59,15 +59,17 @@ def row(method: str, share: float, seed: int, split, train) -> dict:
             again = detector_of(method, seed).fit(left)
             found["auroc_cleaned"] = auroc(split.is_anomaly, again.anomaly_score(split.test.images))
             found["hits_cleaned"] = (again.predict(split.test.images) < 0)[split.is_anomaly].mean()
-    print(found, round(time.process_time() - start, 1), file=sys.stderr, flush=True)
+    print(found, round(time.process_time() - start, 1), flush=True)
     return found
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    out = parser.parse_args().out
     torch.set_num_threads(1)
     train, test = clad.load_dataset("digits")
     split = clad.get_scenario("digits", "CUR").split(train, test)
     found = [row(m, share, seed, split, train) for m in KERNELS for share in SHARES for seed in range(5)]
     found += [row(m, share, seed, split, train) for seed in range(3) for m in NETWORKS for share in SHARES]
-    pd.DataFrame(found).round(4).to_csv(sys.stdout, index=False)
+    write_rows(pd.DataFrame(found).round(4), out)

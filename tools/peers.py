@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
+from torch.nn import functional as F
 
 from clad.ablation import write_rows
 from clad.conformal import conformal_offset, held_out
@@ -117,8 +118,9 @@ class Patchcore(Clad):
         from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
         self.model = PatchcoreModel(["blocks.2", "blocks.4"], "tf_efficientnet_lite0", pre_trained=False)
-        weights = make_encoder("auto")[0].state_dict()
-        missing = self.model.feature_extractor.feature_extractor.load_state_dict(weights, strict=False).missing_keys
+        net, *self.scale = make_encoder("auto")
+        backbone = self.model.feature_extractor.feature_extractor
+        missing = backbone.load_state_dict(net.state_dict(), strict=False).missing_keys
         if missing:
             raise ValueError(f"the backbone of PatchCore lacks weights: {missing}")
         self.model.train()
@@ -134,9 +136,11 @@ class Patchcore(Clad):
 
     def prepared(self, pictures):
         "Batches as the encoder of chapter 17 gets them."
-        encoder = EncoderNeighbours()
-        encoder._start(torch.device("cpu"))
-        return (encoder._prepared(pictures[i : i + 64]) for i in range(0, len(pictures), 64))
+        mean, std = (torch.tensor(v)[:, None, None] for v in self.scale)
+        for i in range(0, len(pictures), 64):
+            x = torch.from_numpy(pictures[i : i + 64]).float().expand(-1, 3, -1, -1) / 255
+            side = min(max(*x.shape[2:], 96), 224)
+            yield (F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1) - mean) / std
 
     def alarms(self, scores):
         return None
@@ -189,7 +193,7 @@ def main() -> None:
         index, other = by_content(split.train.images, 4_000), -(-len(split.test) // 2_500)
         images, odd = (split.train.images[index], split.test.images[::other]), split.is_anomaly[::other]
         groups = None if split.train.groups is None else split.train.groups[index]
-        rows = [encoder._rows(encoder._pixels(v, torch.device("cpu"))).astype(np.float64) for v in images]
+        rows = [encoder.rows(v).astype(np.float64) for v in images]
         for peer in (peer for peer in args.peers if peer not in there):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
                 normal, test = images if peers()[peer].pictures else rows

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from clad.ablation import write_rows
 from clad.data import load_dataset
-from clad.encoder import EncoderNeighbours, by_content
+from clad.encoder import by_content
 from clad.metrics import auroc
 from clad.plus import CLADPlus
 from clad.runs import Run, build
@@ -147,11 +147,9 @@ def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, s
     index = by_content(split.train.images, 4_000)
     train, hidden = split.train.images[index], split.train.labels[index]
     test, odd = several(split.test.images, 2_500), several(split.is_anomaly, 2_500)
-    net = detector.transforms_
-    what = {"turns": lambda v: net._seen(net._pixels(v, torch.device("cpu")))[0][0].numpy()}
+    what = {"turns": lambda v: detector.transforms_.seen(v)[0][0].numpy()}
     if args.encoder:
-        encoder: EncoderNeighbours = detector.frozen_
-        what["encoder"] = lambda v: encoder._rows(encoder._pixels(v, torch.device("cpu")))
+        what["encoder"] = detector.frozen_.rows
     described = {key: (rows_of(train), rows_of(test)) for key, rows_of in what.items()}
     for key, (a, b) in described.items() if "scores" in args.parts else ():
         rows |= scores(a, hidden, b, odd, seed, key)

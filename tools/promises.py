@@ -1,15 +1,15 @@
 """Measure how often normal test images are flagged, against the rate that was promised.
 
-usage: python tools/promises.py > figures/promises.csv; python tools/promises.py --clad >> figures/promises.csv
+usage: python tools/promises.py OUT.csv [--clad]      figures/promises.csv in the repository
 
 MNIST CUR and GTSRB SPDL (in CLAD_DATA), alpha = 0.01, 0.05, 0.1, five seeds of a detector without training; with --clad
-the rows of CLAD `short` on MNIST CUR, one seed (some six minutes on one core), without a header. A fifth of the
-training groups (images, where there are none) is put aside before each fit: "aside" are normal images of the same
-source as the calibration, "test" those of the published test part.
+CLAD `short` on MNIST CUR instead, one seed (some six minutes on one core). Rows of the same name in OUT.csv are
+replaced. A fifth of the training groups (images, where there are none) is put aside before each fit: "aside" are normal
+images of the same source as the calibration, "test" those of the published test part.
 """
 import argparse
-import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,13 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 import clad
+from clad.ablation import write_rows
 from clad.base import Detector
 from clad.conformal import held_out
 
 ALPHAS = (0.01, 0.05, 0.1)
 SETS = (("mnist", "CUR"), ("gtsrb", "SPDL"))
+KEY = ["dataset", "scenario", "detector", "calibration", "where", "p_values", "alpha", "part"]
 
 
 class PCANeighbours(Detector):
@@ -78,11 +80,11 @@ def measured(dataset: str, scenario: str, make, seeds, name: str):
             for where, part in (("aside", other), ("test", normal)):
                 names = np.array(part.classes)[part.labels]
                 yield from rows(fitted, part.images, names, where, fixed)
-            print(dataset, scenario, name, seed, calibration, file=sys.stderr, flush=True)
+            print(dataset, scenario, name, seed, calibration, flush=True)
 
 
-def found_rows(clad_too: bool) -> list[dict]:
-    if clad_too:
+def found_rows(with_clad: bool) -> list[dict]:
+    if with_clad:
         return list(measured("mnist", "CUR", lambda seed: clad.CLAD.from_settings(
             "short", "mnist", "CUR", calibration_fraction=0.2, random_state=seed), [0], "CLAD short"))
     return [row for dataset, scenario in SETS for row in measured(
@@ -93,19 +95,22 @@ def found_rows(clad_too: bool) -> list[dict]:
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     "Means over seeds; of clusters, whose numbers differ from fit to fit, the lowest and the highest rate."
     found = found.assign(rate=found.flagged / found.n)
-    one = ["dataset", "scenario", "detector", "calibration", "where", "p_values", "alpha"]
+    one = KEY[:-1]
     clusters = found[found.part.str.startswith("cluster") & (found.n >= 50)].groupby([*one, "seed"])
     extremes = [clusters.agg(rate=("rate", f), n=("n", "min"), calibrated=("calibrated", "first"),
                              scarce=("scarce", "first")).assign(part=f"{word} cluster").reset_index()
                 for f, word in (("min", "lowest"), ("max", "highest"))]
     rest = found[~found.part.str.startswith("cluster")]
-    return pd.concat([rest, *extremes]).groupby([*one, "part"]).agg(
+    return pd.concat([rest, *extremes]).groupby(KEY).agg(
         seeds=("seed", "nunique"), n=("n", "mean"), calibrated=("calibrated", "mean"), scarce=("scarce", "mean"),
         rate=("rate", "mean"), sd=("rate", "std")).reset_index().round(4)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
     parser.add_argument("--clad", action="store_true")
-    clad_too = parser.parse_args().clad
-    print(summary(pd.DataFrame(found_rows(clad_too))).to_csv(index=False, header=not clad_too), end="")
+    args = parser.parse_args()
+    new = summary(pd.DataFrame(found_rows(args.clad)))
+    old = pd.read_csv(args.out) if Path(args.out).exists() else new[:0]
+    write_rows(pd.concat([old, new]).drop_duplicates(KEY, keep="last"), args.out)

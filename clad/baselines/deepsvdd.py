@@ -140,9 +140,9 @@ def _dense(inputs: int, outputs: int) -> list[nn.Module]:
 class RowNet(nn.Module):
     "Encoder for rows of shape (D,): codes [N, 32], without any bias."
 
-    def __init__(self, shape: tuple[int], width: int = 128, code_dim: int = 32):
+    def __init__(self, shape: tuple[int]):
         super().__init__()
-        self.layers = nn.Sequential(*_dense(shape[0], width), nn.Linear(width, code_dim, bias=False))
+        self.layers = nn.Sequential(*_dense(shape[0], 128), nn.Linear(128, 32, bias=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -152,10 +152,10 @@ class RowNet(nn.Module):
 class RowAutoencoder(nn.Module):
     "`RowNet` with a decoder to normalised rows [N,D]."
 
-    def __init__(self, shape: tuple[int], width: int = 128, code_dim: int = 32):
+    def __init__(self, shape: tuple[int]):
         super().__init__()
-        self.encoder = RowNet(shape, width, code_dim)
-        self.decoder = nn.Sequential(*_dense(code_dim, width), nn.Linear(width, shape[0], bias=False))
+        self.encoder = RowNet(shape)
+        self.decoder = nn.Sequential(*_dense(32, 128), nn.Linear(128, shape[0], bias=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(x))
@@ -187,17 +187,17 @@ def pretrain(net: LeNetAutoencoder, pixels: Pixels, loop: Loop, weight_decay: fl
 
 # %% ../../nbs/21_deepsvdd.ipynb #7e84da8e
 @torch.inference_mode()
-def codes(net: nn.Module, pixels: Pixels, batch_size: int = 1024) -> torch.Tensor:
+def codes(net: nn.Module, pixels: Pixels) -> torch.Tensor:
     "Network outputs for all images in eval mode and full float32, [N,d]."
     net.eval()
     with exact():
-        return torch.cat([net(x).float() for x in pixels.batches(batch_size)])
+        return torch.cat([net(x).float() for x in pixels.batches(1024)])
 
 # %% ../../nbs/21_deepsvdd.ipynb #055fce29
-def initial_centre(z: torch.Tensor, least: float = 0.1) -> torch.Tensor:
-    "Mean of codes [N,d]; coordinates closer to zero than `least` are moved to plus or minus `least` (zeros stay)."
+def initial_centre(z: torch.Tensor) -> torch.Tensor:
+    "Mean of codes [N,d]; coordinates closer to zero than 0.1 are moved to plus or minus 0.1 (zeros stay)."
     c = z.mean(0)
-    return torch.where(c.abs() < least, least * c.sign(), c)
+    return torch.where(c.abs() < 0.1, 0.1 * c.sign(), c)
 
 
 def quantile_radius(distance2: torch.Tensor, nu: float) -> float:

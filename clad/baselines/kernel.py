@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..base import Detector
 from ..images import free_memory
 from ..settings import check_allowed, is_number, is_whole
-from ..training import channel_statistics, resolve_device
+from ..training import resolve_device, statistics_for
 
 # %% ../../nbs/20_kernel.ipynb #0e160725
 def standardised(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
@@ -73,13 +73,6 @@ def gram_bytes(n: int, d: int) -> int:
     return need
 
 # %% ../../nbs/20_kernel.ipynb #cf8c529e
-def _statistics(v) -> bool:
-    "Test for None or (means, stds), as many of one as of the other."
-    return v is None or (isinstance(v, (tuple, list)) and len(v) == 2 and all(isinstance(p, (tuple, list)) for p in v)
-                         and len(v[0]) == len(v[1])
-                         and all(map(is_number(-np.inf), v[0])) and all(map(is_number(0), v[1])))
-
-
 def _gamma(v) -> bool:
     return v == "auto" if isinstance(v, str) else is_number(0)(v)
 
@@ -96,17 +89,13 @@ class _OneBoundary(Detector):
     tolerance = 1e-3  # of the solver
     allowed = {
         ("gamma",): ("'auto' (1 / number of pixels) or positive", _gamma),
-        ("landmarks",): ("None or an integer of at least 1", lambda v: v is None or is_whole(1)(v)),
-        ("statistics",): ("None or (mean, std) with one number and one positive number for each channel", _statistics)}
+        ("landmarks",): ("None or an integer of at least 1", lambda v: v is None or is_whole(1)(v))}
 
     def _check(self, shape: tuple[int, ...]) -> None:
         "Raise ValueError, naming the parameter that cannot be used with images of this shape, (N, C, H, W) or (N, D)."
         check_allowed(self, self.allowed)
         if self.landmarks is not None and self.landmarks > shape[0]:
             raise ValueError(f"landmarks is {self.landmarks}: there are {shape[0]} images to fit on.")
-        if self.statistics is not None and len(shape) == 4 and len(self.statistics[0]) != shape[1]:
-            raise ValueError(f"statistics is {self.statistics!r}: give one mean and one std for each of the "
-                             f"{shape[1]} channels.")
 
     def _fit(self, images, groups, work):
         self._check(images.shape)
@@ -115,7 +104,7 @@ class _OneBoundary(Detector):
         if work.verbose or need > 2**30:
             print(f"{type(self).__name__}: {n} images of {size} numbers take {need / 2**30:.1f} GiB, most of it for a "
                   "matrix of kernel values; then the quadratic programme.", file=sys.stderr, flush=True)
-        self.mean_, self.std_ = ((), ()) if flat else self.statistics or channel_statistics(images)
+        self.mean_, self.std_ = ((), ()) if flat else statistics_for(images, self.statistics)
         self.gamma_, self.total_ = 1 / size if self.gamma == "auto" else float(self.gamma), nu * n
         x = self._rows(images)
         (self._approximate if self.landmarks else self._exact)(x, nu, work)
@@ -144,12 +133,12 @@ class _OneBoundary(Detector):
     def _rows(self, images: np.ndarray) -> np.ndarray:
         return images if images.ndim == 2 else standardised(images, self.mean_, self.std_)
 
-    def _sums(self, images: np.ndarray, block: int = 512) -> np.ndarray:
+    def _sums(self, images: np.ndarray) -> np.ndarray:
         "sum_i weights_i k(x, x_i) of images or rows, float64 [N], a block at a time."
         device = resolve_device(self.device)
         support, weights = _double(self.support_vectors_, device), _double(self.weights_, device)
-        parts = [rbf(_double(self._rows(images[i : i + block]), device), support, self.gamma_) @ weights
-                 for i in range(0, len(images), block)]
+        parts = [rbf(_double(self._rows(images[i : i + 512]), device), support, self.gamma_) @ weights
+                 for i in range(0, len(images), 512)]
         return torch.cat(parts).cpu().numpy()
 
     def _judge(self, x: np.ndarray, work) -> None:
@@ -227,8 +216,8 @@ class SVDD(_OneBoundary):
         return 2 * self._sums(images) - 1 - self.norm2_
 
 # %% ../../nbs/20_kernel.ipynb #1bde44a5
-def published_svdd_rule(train: np.ndarray, test: np.ndarray, first: int = 0, gamma: float = 1 / 2000,
-                        block: int = 512) -> np.ndarray:
+def published_svdd_rule(train: np.ndarray, test: np.ndarray, first: int = 0,
+                        gamma: float = 1 / 2000) -> np.ndarray:
     """Rule that explains most of the SVDD row of the paper's Tables 1 and 2, bool [M]: True = anomalous. Not SVDD.
 
     train: float rows [n,D]; test: float rows [M,D]; first: index in `train` of the first image of the original file
@@ -238,6 +227,6 @@ def published_svdd_rule(train: np.ndarray, test: np.ndarray, first: int = 0, gam
     known = _double(train, cpu)
 
     def density(rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([rbf(_double(rows[i : i + block], cpu), known, gamma).mean(1).numpy()
-                               for i in range(0, len(rows), block)])
+        return np.concatenate([rbf(_double(rows[i : i + 512], cpu), known, gamma).mean(1).numpy()
+                               for i in range(0, len(rows), 512)])
     return density(test) < density(train[first : first + 1])[0]

@@ -72,11 +72,11 @@ def fit_one_class_cnn(net: OneClassCNN, pixels: Pixels, loop: Loop, sigma: float
 
 # %% ../../nbs/23_occnn.ipynb #558e9b95
 @torch.inference_mode()
-def margins(net: OneClassCNN, pixels: Pixels, batch_size: int = 128) -> torch.Tensor:
+def margins(net: OneClassCNN, pixels: Pixels) -> torch.Tensor:
     "Scores [N] of all images, float64, in eval mode."
     net.eval()
     with exact():
-        return torch.cat([net(x).double() for x in pixels.batches(batch_size)])
+        return torch.cat([net(x).double() for x in pixels.batches(128)])
 
 # %% ../../nbs/23_occnn.ipynb #2357d5bd
 def autoencoder_backbone(net: ConvAutoencoder) -> tuple[nn.Module, nn.Module, int]:
