@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import false_discovery_control
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import validate_data
@@ -30,16 +29,18 @@ from clad.conformal import (
     cluster_p_values,
     conformal_offset,
     conformal_p_values,
+    discovered,
     held_out,
     least_groups,
     least_picked,
+    numbered,
     rounded_up,
     scarce_clusters,
 )
 from .files import read_bundle, write_bundle
 from .images import Part, check_images, refuse_masked
 from .settings import as_written, is_number, is_whole, named_settings
-from .training import Pixels, Stage, StageStore, Workspace, fingerprints, resolve_device, seeded
+from .training import Pixels, Stage, StageStore, Workspace, equal_pictures, fingerprints, resolve_device, seeded
 
 # %% ../nbs/55_base.ipynb #d548a08c
 class Knob:
@@ -156,8 +157,8 @@ class Decisions:
         images = self._checked(X, self.image_shape_)
         prints = _prints(images)
         self._warn_of_learnt(prints, images.ndim == 2)
-        groups = _equal(prints) if groups is None and images.ndim == 4 else groups
-        clusters, names = self._clusters(X), _numbered(groups, len(scores))
+        groups = equal_pictures(prints) if groups is None and images.ndim == 4 else groups
+        clusters, names = self._clusters(X), numbered(groups, len(scores))
         self.fit_report_.pop("picked", None)    # only now: what could be refused has not been
         if images.ndim == 4:
             self.seen_ = np.unique(np.concatenate([getattr(self, "seen_", prints[:0]), prints]), axis=0)
@@ -302,7 +303,7 @@ class Decisions:
         if not is_number(0, high=1)(fdr):
             raise ValueError(f"fdr is {fdr!r}: the tolerated share of false alarms among the picked must be in (0, 1).")
         p = self.p_values(X, by)
-        picked = false_discovery_control(p) <= fdr + 1e-9
+        picked = discovered(p, fdr)
         if not picked.any() and (why := _why_none(self, p, fdr, None if by == "pool" else self._clusters(X))):
             warnings.warn(f"{type(self).__name__}: {why}", UserWarning, stacklevel=2)
         return picked
@@ -334,12 +335,12 @@ class Decisions:
         """
         self._check_alpha()
         scores = self.score_samples(X)
-        images, names = self._checked(X, self.image_shape_), _numbered(groups, len(scores))
+        images, names = self._checked(X, self.image_shape_), numbered(groups, len(scores))
         prints = _prints(images)
         again = images.ndim == 2 or picked and self._has_memory()    # what may come again
         new = np.ones(len(images), bool) if again else self._unseen(prints)
         if not new.all():
-            images, scores, prints, names = images[new], scores[new], prints[new], _numbered(names[new], new.sum())
+            images, scores, prints, names = images[new], scores[new], prints[new], numbered(names[new], new.sum())
         if not picked and hasattr(self, "calibration_scores_") and not self._too_few():
             flagged = (scores < self.offset_).mean()
             if flagged > 0.5:
@@ -400,7 +401,7 @@ class Decisions:
             clusters = None if clusters is None or known is None else np.concatenate([known, clusters])
             scores = np.concatenate([self.calibration_scores_, scores])
             names = np.concatenate([self.calibration_groups_, self.calibration_groups_.max() + 1 + names])
-        self._calibrated(scores, clusters, np.unique(names, return_inverse=True)[1])
+        self._calibrated(scores, clusters, numbered(names, len(names)))
 
 # %% ../nbs/55_base.ipynb #74a1e7a5
 def _why_none(detector: Decisions, p: np.ndarray, fdr: float, clusters: np.ndarray | None) -> str:
@@ -432,33 +433,12 @@ def _nameless(detector: Decisions) -> Iterator[None]:
             detector.feature_names_in_ = names
 
 # %% ../nbs/55_base.ipynb #28218b6d
-def _numbered(groups: Any, n: int) -> np.ndarray:
-    "Groups as numbers from 0 on, int [n]; each image its own where none are given. ValueError for another shape."
-    return np.arange(n) if groups is None else np.unique(_column(groups, n), return_inverse=True)[1]
-
-
-def _column(values: Any, n: int) -> np.ndarray:
-    "Group names as an array [n]; ValueError for another shape."
-    values = np.asarray(values)
-    if values.shape != (n,):
-        raise ValueError(f"groups has shape {values.shape} for {n} images: one group number an image.")
-    if values.dtype == object and len({type(value) for value in values}) > 1:
-        raise ValueError("groups has names of several types, such as text and None: give names of a single type.")
-    return values
-
-
 def _prints(images: np.ndarray) -> np.ndarray:
     "Digests of pictures, or of rows of numbers, uint8 [N,16]."
     if images.ndim == 4:
         return fingerprints(images)
     rows = np.ascontiguousarray(images) + np.float32(0)    # no minus zero
     return np.frombuffer(b"".join(hashlib.sha256(row).digest()[:16] for row in rows), np.uint8).reshape(-1, 16)
-
-
-def _equal(prints: np.ndarray) -> np.ndarray | None:
-    "Numbers that equal pictures share, by their digests, int [N]; None where all differ."
-    different, place = np.unique(prints, axis=0, return_inverse=True)
-    return None if len(different) == len(prints) else place.ravel()
 
 # %% ../nbs/55_base.ipynb #ea455c27
 class Detector(Decisions, OutlierMixin, BaseEstimator):
@@ -502,13 +482,13 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
             self._forget()
             images = self._checked(X)
             prints, rows = _prints(images), images.ndim == 2    # rows may well be alike
-            copies = _equal(prints) if groups is None and self.calibration_fraction and not rows else None
+            copies = equal_pictures(prints) if groups is None and self.calibration_fraction and not rows else None
             if copies is not None:
                 twins = len(images) - copies.max() - 1
                 warnings.warn(f"{type(self).__name__}: {twins} of {len(images)} pictures are copies of others; equal "
                               "ones are learnt from or held out together, and set the threshold as one.",
                               UserWarning, stacklevel=2)
-            groups = copies if groups is None else _numbered(groups, len(images))
+            groups = copies if groups is None else numbered(groups, len(images))
             if not rows:
                 self.seen_ = prints    # an update does not count them again
             self._learn(images, groups)

@@ -13,8 +13,9 @@ import pandas as pd
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold
 
-from .base import Detector, _equal, _numbered
-from .training import fingerprints
+from .base import Detector
+from .conformal import numbered
+from .training import equal_pictures, fingerprints
 
 # %% ../nbs/48_dirty.ipynb #c22a2f55
 def suspects(detector: Detector, X, groups=None, folds: int = 5) -> pd.DataFrame:
@@ -26,9 +27,9 @@ def suspects(detector: Detector, X, groups=None, folds: int = 5) -> pd.DataFrame
     where there are fewer images or groups than folds.
     """
     images = clone(detector)._checked(X)
-    copies = _equal(fingerprints(images)) if groups is None and images.ndim == 4 else None
+    copies = equal_pictures(fingerprints(images)) if groups is None and images.ndim == 4 else None
     groups = groups if copies is None else copies    # one copy would vouch for another
-    names = _numbered(groups, len(images))
+    names = numbered(groups, len(images))
     if not 2 <= folds <= names.max() + 1:
         raise ValueError(f"folds is {folds!r}: choose 2 or more, at most one an image or group ({names.max() + 1}).")
     lot = np.random.default_rng(0).permutation(names.max() + 1)[names]  # neighbours in the folder are not one fold

@@ -20,14 +20,13 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from scipy.stats import false_discovery_control
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
 from .base import Detector
-from .conformal import conformal_p_values, least_groups
+from .conformal import conformal_p_values, discovered, least_groups
 from .files import to_json, write_atomically
 from .reasons import Reason, Reasons, heat
 from .settings import as_written
@@ -59,7 +58,7 @@ def score_pictures(detector: Detector, images: np.ndarray, files: list[str] | tu
     normality = np.concatenate(scores)
     p = conformal_p_values(detector.calibration_scores_, normality, detector.calibration_groups_)
     alpha = as_written(detector.alpha)
-    flagged = p <= alpha + 1e-12 if fdr is None else false_discovery_control(p) <= fdr + 1e-9
+    flagged = p <= alpha + 1e-9 if fdr is None else discovered(p, fdr)
     if fdr is not None and not flagged.any() and (few := math.ceil(len(p) / (fdr * (known + 1)) - 1e-9)) > 1:
         warnings.warn(f"fewer than {few} of {len(p)} pictures cannot be flagged at fdr={fdr:g}: with {known} held-out "
                       f"pictures no p-value is below {1 / (known + 1):.3g}", UserWarning, stacklevel=2)

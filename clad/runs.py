@@ -244,7 +244,7 @@ def read_truth(record: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     ranks, path = read_ranks(record), truth_path(record)
     if not path.is_file():
-        raise FileNotFoundError(f"no truth at {path}: run a method of the scenario, or tools/truth.py")
+        raise FileNotFoundError(f"no truth at {path}: run a method of the scenario")
     truth = np.unpackbits(np.load(path, allow_pickle=False)).astype(bool)[:len(ranks)]
     stored = read_record(record)["outcome"]["auroc"]
     if len(truth) != len(ranks) or abs(auroc(truth, ranks) - stored) > 1e-9:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOP', 'channel_statistics', 'statistics_for', 'Pixels', 'resolve_device', 'seeded', 'array_digest', 'fingerprints',
-           'StageStore', 'Checkpoint', 'Loop', 'train', 'auto_epochs', 'Workspace', 'as_pixels', 'Stage', 'exact',
-           'device_of', 'place_net', 'loop_of']
+           'equal_pictures', 'StageStore', 'Checkpoint', 'Loop', 'train', 'auto_epochs', 'Workspace', 'as_pixels',
+           'Stage', 'exact', 'device_of', 'place_net', 'loop_of']
 
 # %% ../nbs/53_training.ipynb #bd0e6e20
 import hashlib
@@ -174,6 +174,14 @@ def fingerprints(images: np.ndarray) -> np.ndarray:
 
     prints = [hashlib.sha256(f"{x.dtype}{x.shape}".encode() + x.tobytes()).digest()[:16] for x in map(pixels, images)]
     return np.frombuffer(b"".join(prints), np.uint8).reshape(-1, 16)
+
+
+def equal_pictures(prints: np.ndarray | None) -> np.ndarray | None:
+    "Numbers that equal pictures share, by their digests, int [N]; None where all differ, and for rows of numbers."
+    if prints is None:
+        return None
+    different, place = np.unique(prints, axis=0, return_inverse=True)
+    return None if len(different) == len(prints) else place.ravel()
 
 
 @dataclass(frozen=True)
