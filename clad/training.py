@@ -33,7 +33,8 @@ from .settings import AT_LEAST_1, EPOCHS, POSITIVE, Allowed, check_allowed, is_n
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in [0, 1] units.
 
-    images: uint8 or float [N,C,H,W]. Raises ValueError if a channel is constant: there is nothing to learn from.
+    images: uint8 or float [N,C,H,W]. A channel that has one value everywhere counts as having a deviation of 1,
+    with a warning; ValueError if all do: there is nothing to learn from.
     Rows, float [N,D], have a mean for each column and one deviation, the root mean square of the columns', for all.
     """
     if images.ndim == 2:
@@ -44,9 +45,14 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         total += x.sum((0, 2, 3)), (x**2).sum((0, 2, 3))
     mean, square = total / (images.size / images.shape[1])
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    if (std < 1e-6).any():
-        raise ValueError(f"channel {int(std.argmin())} has the same value in every pixel of all {len(images)} images.")
-    return tuple(mean.tolist()), tuple(std.tolist())
+    flat = std < 1e-6
+    if flat.all():
+        raise ValueError(f"every channel has one value in every pixel of all {len(images)} images.")
+    if flat.any():
+        which = ", ".join(str(channel) for channel in np.flatnonzero(flat))
+        warnings.warn(f"channel {which} has one value in every pixel of all {len(images)} images.", UserWarning,
+                      stacklevel=2)
+    return tuple(mean.tolist()), tuple(np.where(flat, 1.0, std).tolist())
 
 # %% ../nbs/53_training.ipynb #b610992b
 def _column_statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
