@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STYLES', 'HIDDEN', 'plot_comparison', 'plot_scenarios', 'plot_overview', 'plot_seconds', 'plot_figure3', 'plot_ranks',
            'plot_hidden_cost', 'plot_clusters', 'explained', 'plot_followed', 'plot_stages', 'plot_scores',
-           'plot_gallery', 'errors_by_class', 'plot_extremes', 'plot_claims', 'write_reports', 'write_tables',
-           'write_figure3']
+           'plot_gallery', 'errors_by_class', 'plot_extremes', 'plot_claims', 'write_reports', 'write_claims',
+           'write_tables', 'write_figure3']
 
 # %% ../nbs/34_pictures.ipynb #34b00003
 import functools
@@ -196,7 +196,7 @@ def plot_overview(frame: pd.DataFrame, figure: Figure, settings: str = "short") 
             ax.axhline(y - 0.5, color="0.8", lw=0.8)
     ax.axvline(50, color="k", ls=":", lw=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), [f"{d} {s}" for d, s in rows], fontsize=8)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"AUROC in % (dotted: chance), unfolded, setting {settings}")
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"AUROC in % (dotted: chance), unfolded, setting {settings}")
     ax.set_title("CLAD's place by the mean", fontsize=8, loc="right")
     marks = _legend([m for m in METHODS if m in set(chosen.method)], "", "")
     marks.append(Line2D([], [], ls="", marker="o", mfc="none", color=STYLES["CLAD"][0], ms=9, label="CLAD, published"))
@@ -492,15 +492,18 @@ def plot_claims(judged: Sequence[Judged], ax: Axes) -> None:
 def write_reports(results: str | Path = "figures/results", figures: str | Path = "figures") -> list[Path]:
     """Write tables, figures and findings of all current records below `results`; returns the paths written.
 
-    What `write_tables` and `write_figure3` write, and `findings`, `suspects` (.md, .csv) and `claims.png` where a
-    published scenario is recorded.
+    What `write_tables`, `write_figure3` and `write_claims` write.
     The same records give the same bytes. Nothing is written where there are no records.
     """
-    paths = [*write_tables(results, figures), *write_figure3(results, figures)]
-    if judged := findings(results):
-        paths += write_findings(results, figures, judged)
-        paths.append(_save(Path(figures) / "claims.png", (8, 4.2), lambda f: plot_claims(judged, f.subplots())))
-    return paths
+    return [*write_tables(results, figures), *write_figure3(results, figures), *write_claims(results, figures)]
+
+
+def write_claims(results: str | Path, figures: str | Path) -> list[Path]:
+    "Write what `write_findings` writes, and its picture `claims.png`, where a published scenario is recorded."
+    if not (judged := findings(results)):
+        return []
+    return [*write_findings(results, figures, judged),
+            _save(Path(figures) / "claims.png", (8, 4.2), lambda f: plot_claims(judged, f.subplots()))]
 
 # %% ../nbs/34_pictures.ipynb #23241402
 def _recorded(results: str | Path) -> pd.DataFrame:
