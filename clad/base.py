@@ -330,8 +330,7 @@ class Decisions:
         the fit, a calibration or an update has seen (not rows of numbers, which may well be alike), or that come
         twice, count once: a warning says how many, ValueError where there are no others (picked ones with a memory are
         remembered again, without a word). Warns where more than half were flagged before.
-        Returns self; `fit_report_["updates"]` says what was done. What fails changes
-        nothing.
+        Returns self; `fit_report_["updates"]` says what was done, that warning included. What fails changes nothing.
         """
         self._check_alpha()
         scores = self.score_samples(X)
@@ -341,16 +340,18 @@ class Decisions:
         new = np.ones(len(images), bool) if again else self._unseen(prints)
         if not new.all():
             images, scores, prints, names = images[new], scores[new], prints[new], numbered(names[new], new.sum())
-        if not picked and hasattr(self, "calibration_scores_") and not self._too_few():
-            flagged = (scores < self.offset_).mean()
-            if flagged > 0.5:
-                warnings.warn(f"{type(self).__name__}: {flagged:.0%} of these images were flagged before this update: "
-                              "are they normal? What is taken in will not be flagged again.", UserWarning, stacklevel=2)
+        judged = not picked and hasattr(self, "calibration_scores_") and not self._too_few()
+        doubt = {}
+        if judged and (flagged := float((scores < self.offset_).mean())) > 0.5:
+            doubt = {"flagged": flagged, "warning": f"{flagged:.0%} of these images were flagged before this update: "
+                     "are they normal? What is taken in will not be flagged again."}
+            warnings.warn(f"{type(self).__name__}: {doubt['warning']}", UserWarning, stacklevel=2)
         before = {k: copy.copy(v) if isinstance(v, Stage) else copy.deepcopy(v) if k == "fit_report_" else v
                   for k, v in vars(self).items()}
         try:
             with _nameless(self):
                 self._take_in(images, scores, names, prints, picked)
+            self.fit_report_["updates"][-1].update(doubt)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)

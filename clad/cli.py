@@ -118,6 +118,7 @@ def _own_folders(commands: Any) -> None:
                                  epilog=_UPDATE, formatter_class=_AS_WRITTEN)
     update.add_argument("--picked", action="store_true", help="a person chose them: false alarms that are fine")
     update.add_argument("--out", metavar="MODEL", help="write another file, and leave the model as it is")
+    update.add_argument("--yes", action="store_true", help="take them in even where the model flags more than half")
     _common_flags(fit, score, update)
 
 # %% ../nbs/49_cli.ipynb #10100282
@@ -171,7 +172,8 @@ _UPDATE = """examples:
 
 The pictures must be normal and new: those that were in the folder of the fit, or in an earlier update, are left out,
 and that is said. Half of the others enter the memory of a detector that has one, the rest the calibration; nothing is
-fitted again. The model file is replaced at once or not at all.
+fitted again. The model file is replaced at once or not at all. Where the model as it is flags more than half of them,
+they are refused, because what is taken in will not be flagged again; --yes takes them in all the same.
 """
 
 # %% ../nbs/49_cli.ipynb #8d64095c
@@ -435,6 +437,7 @@ def _update(words: argparse.Namespace) -> None:
     _check_file(out, "--out")
     target = Path(out).resolve()
     with _talk(words) as say:
+        warnings.filterwarnings("ignore", ".*were flagged before this update")    # said below, or refused
         pictures = _read(words, say, like=detector)
         def waiting() -> None:
             say(f"waiting until another `clad update` has written {out}")
@@ -442,8 +445,14 @@ def _update(words: argparse.Namespace) -> None:
         with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}"), waiting):
             detector = _load(words)    # again: another update may have written it meanwhile
             done = detector.update(pictures.images, picked=words.picked).fit_report_["updates"][-1]
+            if "warning" in done and not words.yes:
+                raise ValueError(f"{done['flagged']:.0%} of these pictures are flagged by the model as it is, and what "
+                                 "is taken in will not be flagged again: look at them (clad score); --yes takes them "
+                                 "in all the same. Nothing was changed")
             done["left_out"] = list(pictures.skipped)
             detector.save(out)
+    if "warning" in done:    # also where --quiet
+        print(f"clad: warning: {done['warning']}", file=sys.stderr)
     print(f"{out}: {done['images']:,} pictures, {done['remembered']:,} remembered, {done['calibrated']:,} for the "
           f"threshold, which now rests on {len(detector.calibration_scores_):,}")
 

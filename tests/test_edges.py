@@ -234,7 +234,7 @@ def test_a_picture_counts_once(tmp_path, capsys):
     for folder, code, words in ((good, 1, "all 120 images were taken in before"), (more, 0, ""),
                                 (more, 1, "all 30 images were taken in before"),
                                 (both, 0, "25 of 50 images were taken in before")):
-        assert main(["update", str(file), folder]) == code and words in capsys.readouterr().err
+        assert main(["update", str(file), folder, "--yes"]) == code and words in capsys.readouterr().err
     assert len(clad.load(file).calibration_scores_) == n + 55
 
 
@@ -842,3 +842,21 @@ def test_a_threshold_does_not_rest_on_rows_that_were_learnt_from(tmp_path):
     memory = clad.CLADPlus(alpha=0.2).fit(rows).update(rows[:9] + 0.1, picked=True)
     with pytest.warns(UserWarning, match="9 of 59 rows were learnt from"):
         memory.calibrate(np.concatenate([rows[:9] + 0.1, RNG.normal(size=(50, 4))]))
+
+
+# ------------------------------------------------------------------------------------------ what a first user met
+
+def test_an_update_with_anomalies_is_refused_by_the_command(model, tmp_path, capsys):
+    "It would overwrite the model; with --yes it does, and says so even where it is to be quiet."
+    file, before = tmp_path / "m.clad", model.read_bytes()
+    file.write_bytes(before)
+    odd = save_all(tmp_path / "odd", RNG.integers(0, 255, (20, 1, 16, 16)).astype(np.uint8))
+    for words in (["--quiet"], [], ["--out", str(tmp_path / "n.clad")]):
+        assert main(["update", str(file), odd, *words]) == 1
+        err = capsys.readouterr().err
+        assert err.count("flagged") == 2 and "100% of these pictures are flagged" in err and "--yes" in err
+        assert file.read_bytes() == before and not (tmp_path / "n.clad").exists()
+    assert main(["update", str(file), odd, "--quiet", "--yes"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("clad: warning: 100% of these images were flagged") and said.count("\n") == 1
+    assert "are they normal" in clad.load(file).fit_report_["updates"][-1]["warning"]
