@@ -29,6 +29,7 @@ import clad.floors
 import clad.training
 from clad import reports
 from clad.cli import main
+from clad.conformal import certify, conformal_offset
 from clad.dec import GivenLabels
 from clad.encoder import EncoderNeighbours
 from clad.floors import RowNeighbours
@@ -289,7 +290,7 @@ def test_copies_of_a_picture_are_held_out_together_and_set_the_threshold_as_one(
         detector = clad.GCN(alpha=0.1, calibration_fraction=0.4).fit(fourfold)
     held = detector.held_out_.reshape(60, 4)
     assert (held == held[:, :1]).all() and len(np.unique(detector.calibration_groups_)) == held[:, 0].sum()
-    assert detector.certificate().units == "groups"
+    assert (detector.certificate().units, detector.certificate().n) == ("images", held[:, 0].sum())
     seen = []    # where nothing is held out, as in every record, a fit is what it was: it gets no groups
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(clad.GCN, "_fit", lambda self, images, groups, work: seen.append(groups))
@@ -860,3 +861,21 @@ def test_an_update_with_anomalies_is_refused_by_the_command(model, tmp_path, cap
     said = capsys.readouterr().err
     assert said.startswith("clad: warning: 100% of these images were flagged") and said.count("\n") == 1
     assert "are they normal" in clad.load(file).fit_report_["updates"][-1]["warning"]
+
+
+def test_one_copy_among_the_calibration_pictures_costs_no_certificate():
+    "60 pictures and a copy are certified as 60 pictures; the claim fails once in twenty, with copies or not."
+    rng, alone = np.random.default_rng(0), certify(np.arange(60.0), 0.05)
+    names = np.r_[np.arange(60), 7]
+    for noise in (0, 1e-7):
+        bound = certify(names * (1 + noise * rng.normal(size=61)), 0.05, groups=names)
+        assert (bound.rate, bound.n, bound.units) == (alone.rate, 60, "images")
+    for scores in (names + 1e-3 * (np.arange(61) == 60), 1e6 + 1e-3 * np.r_[np.arange(60), 7.5],
+                   np.r_[-1e9, np.arange(1, 60), 7.5], np.where(np.arange(61) == 60, np.inf, names)):
+        assert certify(scores, 0.05, groups=names).units == "groups"    # no copies, whatever the scale
+    failed = []
+    for _ in range(3000):
+        groups = np.repeat(np.arange(60), rng.integers(1, 30, 60) ** rng.integers(0, 2, 60))
+        scores = rng.random(60)[groups] * (1 + 1e-7 * rng.normal(size=len(groups)))    # uniform: their own rates
+        failed.append(conformal_offset(scores, 0.05, groups) > certify(scores, 0.05, groups=groups).rate)
+    assert 0.035 < np.mean(failed) < 0.062, np.mean(failed)
