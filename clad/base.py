@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,15 @@ def _named(value: Any) -> Any:
 
 
 def find_class(module: str, name: str, kind: type) -> type:
-    "A class by name, out of this package or out of a module that is imported already; ValueError where there is none."
+    """A class by name, out of this package or out of a module that is imported already; ValueError where there is none,
+    ImportError where the module is there and cannot be imported."""
     own, found = module.split(".")[0] == "clad", None
-    with suppress(ImportError):    # a module of another version
+    try:
         found = getattr(importlib.import_module(module) if own else sys.modules.get(module), name, None)
+    except ImportError as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing != module and not module.startswith(f"{missing}."):    # else a module of another version
+            raise ImportError(f"{module}, which it needs, cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
         hint = "" if own else f"; import {module} first"
         raise ValueError(f"it names {module}.{name}, which is no {kind.__name__.lower()} that is known here{hint}")

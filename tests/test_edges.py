@@ -879,3 +879,17 @@ def test_one_copy_among_the_calibration_pictures_costs_no_certificate():
         scores = rng.random(60)[groups] * (1 + 1e-7 * rng.normal(size=len(groups)))    # uniform: their own rates
         failed.append(conformal_offset(scores, 0.05, groups) > certify(scores, 0.05, groups=groups).rate)
     assert 0.035 < np.mean(failed) < 0.062, np.mean(failed)
+
+
+@pytest.mark.parametrize("fault", [ModuleNotFoundError("No module named 'gone'", name="gone"), ImportError("broken")])
+def test_a_module_that_cannot_be_imported_is_no_unknown_detector(tmp_path, monkeypatch, fault):
+    path = tmp_path / "m.clad"
+    clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES).save(path)
+
+    def broken(name):
+        raise fault
+
+    monkeypatch.setattr(clad.base.importlib, "import_module", broken)
+    with pytest.raises(ImportError, match=f"clad.floors, which it needs, cannot be imported: {fault}") as caught:
+        clad.load(path)
+    assert caught.value.__cause__ is fault
