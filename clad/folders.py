@@ -5,6 +5,7 @@
 # %% ../nbs/40_folders.ipynb #b0192d41
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -21,10 +22,21 @@ from PIL import Image
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
-from .images import SUFFIXES, free_memory, holds_grey, list_files, read_files, unreadable
+from clad.images import (
+    SUFFIXES,
+    as_read,
+    faint_colours,
+    free_memory,
+    holds_grey,
+    list_files,
+    read_files,
+    refuse_masked,
+    tell,
+    unreadable,
+)
 
 # %% auto #0
-__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'Pictures', 'read_pictures', 'carry_out']
+__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'Pictures', 'read_pictures', 'carry_out', 'prepare']
 
 # %% ../nbs/40_folders.ipynb #82c1d8ff
 @dataclass(frozen=True)
@@ -184,18 +196,23 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _as_fitted(found: Scan, shape: tuple[int, ...], mode: str | None) -> tuple[tuple[int, int], str, str]:
-    "Size, mode and reason for pictures that a fitted detector is to score; ValueError where they are another kind."
+def _fitted_mode(shape: tuple[int, ...], mode: str | None) -> str:
+    "Mode of the pictures that a detector was fitted on; ValueError where it was none, or where `mode` is another."
     if len(shape) != 3:
         raise ValueError(f"the detector was fitted on rows of {shape[0]} numbers, not on pictures")
-    fitted = "L" if shape[0] == 1 else "RGB"
+    if shape[0] == 3 and mode == "L":
+        raise ValueError("the detector was fitted on RGB pictures and scores no grey ones: leave out mode='L' (--grey)")
+    return "L" if shape[0] == 1 else "RGB"
+
+
+def _as_fitted(found: Scan, shape: tuple[int, ...], mode: str | None) -> tuple[tuple[int, int], str, str]:
+    "Size, mode and reason for pictures that a fitted detector is to score; ValueError where they are another kind."
+    fitted = _fitted_mode(shape, mode)
     if fitted == "L" and mode is None and not all(found.grey):
         coloured = [path for path, grey in zip(found.files, found.grey) if not grey]
         raise ValueError(f"the detector was fitted on grey pictures, but {len(coloured)} of {len(found.files)} in "
                          f"{shown(found.folder)} are in colour ({shown(coloured[0].name)} is the first): convert "
                          "them, or say that they may be made grey (mode='L', --grey)")
-    if fitted == "RGB" and mode == "L":
-        raise ValueError("the detector was fitted on RGB pictures and scores no grey ones: leave out mode='L' (--grey)")
     return shape[1:], fitted, "the size of the fit"
 
 # %% ../nbs/40_folders.ipynb #91298dae
@@ -275,3 +292,70 @@ def _into_file(blocks: Iterator[np.ndarray], shape: tuple[int, ...], cache: Path
             done += len(block)
         file.flush()
         return np.memmap(file, np.uint8, "r", shape=(done, *shape[1:])) if done else np.empty((0, *shape[1:]), np.uint8)
+
+# %% ../nbs/40_folders.ipynb #17f09c01
+def _from_array(x: np.ndarray, name: str) -> tuple[Image.Image, str]:
+    "An array as a picture in memory, and a note on what 8 bits do not hold; ValueError for what is no picture."
+    refuse_masked([x], name)
+    if not (x.dtype.kind == "u" and x.dtype.itemsize <= 2 and x.size
+            and (x.ndim == 2 or x.ndim == 3 and x.shape[2] in (1, 3, 4))):
+        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}: give uint8 or uint16, [H,W] or [H,W,C] with C = 1, 3 "
+                         "(red, green, blue) or 4 (and opacity); several as a list")
+    x = x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x
+    note = faint_colours(int(x[..., :3].max())) if x.ndim == 3 and x.dtype.itemsize == 2 else ""
+    x = x >> 8 if x.ndim == 3 and x.dtype.itemsize == 2 else x    # as Pillow reads such a file
+    return Image.fromarray(np.ascontiguousarray(x, np.uint8 if x.ndim == 3 else x.dtype.newbyteorder("="))), note
+
+
+def _opened(picture: Any, name: str) -> tuple[Image.Image, str]:
+    "A picture for `as_read`, and a note; one that Pillow has opened but not decoded is opened once more."
+    if isinstance(picture, str | os.PathLike):
+        if Path(picture).is_dir():
+            raise ValueError(f"{shown(picture)} is a folder: read_pictures reads folders")
+        return Image.open(picture), ""
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture, name)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"{name} is a {type(picture).__name__}: give an array, a picture of Pillow or a path")
+    if getattr(picture, "tile", None) and getattr(picture, "fp", None) and picture.tell() == 0:
+        at = picture.fp.tell()
+        picture.fp.seek(0)
+        again = Image.open(io.BytesIO(picture.fp.read()))    # a coarser JPEG of it leaves that of the caller alone
+        picture.fp.seek(at)
+        return again, ""
+    picture.load()
+    return picture, ""
+
+# %% ../nbs/40_folders.ipynb #d3244133
+def prepare(pictures: Any, like: Any, mode: str | None = None) -> np.ndarray:
+    """Pictures in memory as a fitted detector takes them, uint8 [N,C,H,W]: what `read_pictures` makes of their files.
+
+    pictures: one, or a list: arrays uint8 or uint16, [H,W] or [H,W,C] with C = 1, 3 (in the order red, green, blue) or
+    4 (and opacity), pictures of Pillow, paths of files. like: the detector, or its image_shape_. mode: "L" says that
+    coloured pictures may be made grey. Each gets the mode and the size of the fit, and is turned as its note in the
+    file says. A JPEG of more than four times that size is read more coarsely, as from a folder, where it is not decoded
+    yet. Raises ValueError in one sentence, OSError for a file that is not there.
+    """
+    shape = getattr(like, "image_shape_", like)
+    fitted, notes, made = _fitted_mode(shape, mode), [], []
+    several = isinstance(pictures, list | tuple) or isinstance(pictures, np.ndarray) and pictures.ndim == 4
+    for i, picture in enumerate(pictures if several else [pictures]):
+        path = isinstance(picture, str | os.PathLike)
+        name = shown(picture) if path else f"picture {i}" if several else "the picture"
+        try:
+            image, note = _opened(picture, name)
+        except (OSError, SyntaxError) as error:
+            raise (error if isinstance(error, FileNotFoundError) else unreadable(Path(name), error)) from error
+        if fitted == "L" and mode is None and not holds_grey(image):
+            raise ValueError(f"{name} is in colour and the detector was fitted on grey pictures: convert it, or say "
+                             "that it may be made grey (mode='L')")
+        try:
+            values, lost = as_read(image, fitted, tuple(shape[1:]))
+        except Exception as error:    # a damaged file can raise nearly anything inside a decoder
+            raise unreadable(Path(name), error) from error
+        made.append(values[None] if fitted == "L" else values.transpose(2, 0, 1))
+        notes += [(kind, name) for kind in (note or lost,) if kind]
+    if not made:
+        raise ValueError("there are no pictures to prepare: the list is empty")
+    tell(notes)
+    return np.stack(made)

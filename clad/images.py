@@ -21,8 +21,8 @@ import psutil
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'free_memory', 'from_folder', 'Part',
-           'refuse_masked', 'check_images']
+__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'faint_colours', 'as_read', 'tell', 'read_files', 'list_files', 'holds_grey',
+           'free_memory', 'from_folder', 'Part', 'refuse_masked', 'check_images']
 
 # %% ../nbs/51_images.ipynb #2b946883
 def _check_fields(data: ImageSet) -> None:
@@ -136,6 +136,11 @@ _FAINT = ("holds 16-bit {} values that all lie below 4,096 (12 bits?), so at mos
           "scale them to 0 .. 65,535 first")
 
 # %% ../nbs/51_images.ipynb #d37e5e7d
+def faint_colours(top: int) -> str:
+    "The note for coloured 16-bit values of which the largest is `top`, for what is read in memory."
+    return _FAINT.format("colour") if 0 < top < 4096 else ""
+
+
 def _is_negative(image: Image.Image) -> bool:
     "Whether the opened file is a TIFF in which 0 is white, of a depth at which Pillow leaves the values as they are."
     return image.format == "TIFF" and image.mode in _DEEP and image.tag_v2.get(262) == 0
@@ -147,13 +152,24 @@ def _note(image: Image.Image) -> str:
         return _SEVERAL
     if image.mode in _DEEP and image.mode != "F":
         return _FAINT.format("grey") if 0 < image.convert("I").getextrema()[1] < 4096 else ""    # I;16B tells none
-    raw = " ".join(str(part[3]) for part in image.tile)    # how the file holds its values, as in RGB;16B
+    raw = " ".join(str(part[3]) for part in getattr(image, "tile", ()))    # how the file holds them, as in RGB;16B
     if ";16" not in raw or image.mode not in ("RGB", "RGBA", "RGBa"):
         return ""
     top = max(high for _, high in image.getextrema()[:3])    # Pillow has kept the upper half of each 16 bits
     return _FAINT.format("grey" if "LA;16" in raw else "colour") if 0 < top < 16 else ""
 
 # %% ../nbs/51_images.ipynb #c40501d7
+def as_read(opened: Image.Image, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
+    "What `_read_image` makes of an opened file, or of a picture in memory."
+    note, negative = _note(opened), _is_negative(opened)
+    if size is not None:
+        opened.draft(None, (2 * max(size), 2 * max(size)))    # a picture that is decoded already stays as it is
+    image = _as_mode(ImageOps.exif_transpose(opened), mode, negative)
+    if size is not None and image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image), note
+
+
 def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
     """One file as uint8 [H, W] or [H, W, 3], and a note on what was lost.
 
@@ -162,13 +178,7 @@ def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np
     """
     try:
         with Image.open(path) as opened:
-            note, negative = _note(opened), _is_negative(opened)
-            if size is not None:
-                opened.draft(None, (2 * max(size), 2 * max(size)))
-            image = _as_mode(ImageOps.exif_transpose(opened), mode, negative)
-        if size is not None and image.size != size[::-1]:
-            image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(image), note
+            return as_read(opened, mode, size)
     except Exception as error:   # a damaged file can raise nearly anything inside a decoder
         raise unreadable(path, error) from error
 
@@ -194,7 +204,7 @@ def _read_block(files: Sequence[Path], mode: str, size: tuple[int, int], model: 
     return block[:n], notes, errors
 
 # %% ../nbs/51_images.ipynb #827a32db
-def _tell(notes: Sequence[tuple[str, Path]]) -> None:
+def tell(notes: Sequence[tuple[str, Path | str]]) -> None:
     "One warning for each kind of note."
     for kind in dict.fromkeys(note for note, _ in notes):
         files = [file for note, file in notes if note == kind]
@@ -223,7 +233,7 @@ def read_files(files: Sequence[Path], mode: str, size: tuple[int, int], model: P
         if skip:
             skipped.update(errors)
         yield block
-    _tell(told)
+    tell(told)
 
 # %% ../nbs/51_images.ipynb #570c0dca
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".pbm", ".bmp", ".webp", ".tif", ".tiff")

@@ -893,3 +893,65 @@ def test_a_module_that_cannot_be_imported_is_no_unknown_detector(tmp_path, monke
     with pytest.raises(ImportError, match=f"clad.floors, which it needs, cannot be imported: {fault}") as caught:
         clad.load(path)
     assert caught.value.__cause__ is fault
+
+
+def written(folder) -> dict:
+    "Pictures of every kind as files, and of those without loss the values that they hold."
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    values = {"grey.png": rng.integers(0, 256, (40, 30), dtype=np.uint8),
+              "rgb.png": rng.integers(0, 256, (17, 50, 3), dtype=np.uint8),
+              "opacity.png": rng.integers(0, 256, (30, 30, 4), dtype=np.uint8),
+              "deep.png": rng.integers(0, 65536, (40, 30, 1), dtype=np.uint16),
+              "deep rgb.png": rng.integers(0, 65536, (40, 30, 3), dtype=np.uint16),
+              "deep opacity.png": rng.integers(0, 65536, (40, 30, 4), dtype=np.uint16)}
+    for name, value in values.items():
+        if value.dtype == np.uint16:
+            (folder / name).write_bytes(png(value, {1: 0, 3: 2, 4: 6}[value.shape[2]]))
+        else:
+            Image.fromarray(value).save(folder / name)
+    smooth = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).resize((640, 480))
+    exif = smooth.getexif()
+    exif[0x0112] = 6    # turn it by a quarter
+    smooth.save(folder / "photo.jpg", exif=exif)
+    smooth.quantize(20).save(folder / "palette.png")
+    return values
+
+
+@pytest.mark.parametrize("shape, mode", [((3, 24, 20), None), ((1, 24, 20), "L")])
+def test_a_frame_from_memory_is_what_its_file_would_be(tmp_path, shape, mode):
+    values, of_files = written(tmp_path / "all"), clad.read_pictures(tmp_path / "all", mode=mode, like=shape)
+    paths, expected = [tmp_path / "all" / name for name in of_files.files], of_files.images
+    assert len(expected) == 8 and expected.dtype == np.uint8
+    assert np.array_equal(clad.prepare(paths, shape, mode), expected)
+    opened = [Image.open(path) for path in paths]
+    assert np.array_equal(clad.prepare(opened, shape, mode), expected)
+    assert opened[paths.index(tmp_path / "all" / "photo.jpg")].size == (640, 480)    # the caller's stays as it is
+    for name, value in values.items():
+        i = of_files.files.index(name)
+        for frame in (value, value[::-1][::-1], value.astype(value.dtype.newbyteorder(">"))):
+            assert np.array_equal(clad.prepare(frame, shape, mode), expected[i:i + 1]), name
+    assert np.array_equal(clad.prepare(np.stack([values["rgb.png"]] * 2), shape, mode)[1],
+                          expected[of_files.files.index("rgb.png")])
+
+
+def test_what_is_no_frame_is_refused_in_a_sentence(tmp_path):
+    detector, grey = clad.OCSVM(calibration_fraction=0.5, alpha=0.2).fit(PICTURES[:40]), PICTURES[0, 0]
+    assert np.array_equal(clad.prepare(grey, detector), PICTURES[:1])
+    (tmp_path / "cut.png").write_bytes(b"no picture")
+    for what, word in ((np.zeros((5, 6, 3), np.uint8), "the picture is in colour .*mode='L'"),
+                       ([grey, grey / 255], r"picture 1 is float64 \[16, 16\]: give uint8"),
+                       (np.zeros((3, 5, 6), np.uint8), r"uint8 \[3, 5, 6\]"), ([], "list is empty"),
+                       (np.zeros((0, 6), np.uint8), "give uint8"), (3, "is a int"), ([None], "picture 0 is a NoneType"),
+                       (tmp_path, "is a folder: read_pictures"), (tmp_path / "cut.png", "cut.png cannot be read"),
+                       (np.ma.masked_equal(grey, grey[0, 0]), "masked values")):
+        with pytest.raises(ValueError, match=word):
+            clad.prepare(what, detector)
+    with pytest.raises(FileNotFoundError):
+        clad.prepare(tmp_path / "none.png", detector)
+    with pytest.raises(ValueError, match="rows of 6 numbers"):
+        clad.prepare(grey, clad.OCSVM().fit(ROWS))
+    with pytest.raises(ValueError, match="leave out mode='L'"):
+        clad.prepare(grey, (3, 16, 16), "L")
+    with pytest.warns(UserWarning, match="picture 1 holds 16-bit colour values"):
+        clad.prepare([grey, np.full((9, 9, 3), 4000, np.uint16)], (3, 16, 16))
