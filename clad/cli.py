@@ -312,13 +312,16 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
     return pictures
 
 
-def _check_file(path: str, flag: str) -> None:
-    "OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture."
-    from clad.files import check_folder, is_poured_into
+def _check_file(path: str, flag: str, model: bool = False) -> None:
+    """OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture, or a
+    model and none is to be written."""
+    from clad.files import check_folder, is_bundle, is_poured_into
     from clad.images import SUFFIXES
 
     if Path(path).suffix.lower() in SUFFIXES:
         raise ValueError(f"{path} has the name of a picture ({flag}): give the file another ending")
+    if not model and is_bundle(path):
+        raise ValueError(f"{path} holds a model ({flag}): give the file another name, or remove the model first")
     if Path(path).is_dir() or not Path(path).name:
         raise OSError(f"{path or 'the empty name'} is no name for a file ({flag})")
     if Path(path).exists() and not os.access(path, os.W_OK):
@@ -341,7 +344,7 @@ def _fit(words: argparse.Namespace) -> None:
     from clad.report import hidden_classes, keep_examples, sort_by_look
     from clad.training import fingerprints
 
-    _check_file(words.out, "--out")
+    _check_file(words.out, "--out", model=True)
     usable_device(words.device)    # before the pictures are read
     wanted = _wanted(words)
     detector = _named_detector(words.detector, words.settings, wanted)
@@ -386,6 +389,7 @@ def _load(words: argparse.Namespace) -> Any:
 
 def _score(words: argparse.Namespace) -> None:
     "Score a folder, write the table and the page, and print what stands out."
+    from clad.files import is_poured_into
     from clad.folders import amount
     from clad.report import score_pictures, write_scores
     from clad.training import fingerprints
@@ -399,6 +403,9 @@ def _score(words: argparse.Namespace) -> None:
             raise ValueError(f"{path} ({flag}) is another file of this command: give each a name of its own")
         taken.append(Path(path).resolve())
     with _talk(words) as say:
+        if words.report is not None and not is_poured_into(words.report) and Path(words.report).suffix.lower() not in (
+                ".html", ".htm"):
+            say(f"{words.report} will hold a page in HTML, which is opened by its name where that ends in .html")
         pictures = _read(words, say, like=detector)
         if known := int(detector._were_learnt(fingerprints(pictures.images)).sum()):
             say(f"{known:,} of {len(pictures):,} pictures were learnt from: they look too normal to be flagged")
@@ -434,7 +441,7 @@ def _update(words: argparse.Namespace) -> None:
     from clad.files import is_poured_into, locked
 
     detector, out = _load(words), words.model if words.out is None else words.out
-    _check_file(out, "--out")
+    _check_file(out, "--out", model=True)
     target = Path(out).resolve()
     with _talk(words) as say:
         warnings.filterwarnings("ignore", ".*were flagged before this update")    # said below, or refused

@@ -955,3 +955,18 @@ def test_what_is_no_frame_is_refused_in_a_sentence(tmp_path):
         clad.prepare(grey, (3, 16, 16), "L")
     with pytest.warns(UserWarning, match="picture 1 holds 16-bit colour values"):
         clad.prepare([grey, np.full((9, 9, 3), 4000, np.uint16)], (3, 16, 16))
+
+
+def test_a_table_is_not_written_over_a_model(model, tmp_path, capsys):
+    other, out = tmp_path / "other.clad", tmp_path / "s.csv"
+    other.write_bytes(model.read_bytes())
+    for words in (["--out", str(other)], ["--out", str(out), "--report", str(other)]):
+        assert main(["score", str(model), str(model.parent / "good"), *words, "--quiet"]) == 1
+        assert f"{other} holds a model ({words[-2]})" in capsys.readouterr().err
+        assert other.read_bytes() == model.read_bytes() and not out.exists()
+    assert main(["score", str(model), str(model.parent / "good"), "--out", str(out), "--report",
+                 str(tmp_path / "page")]) == 0
+    assert "page will hold a page in HTML" in capsys.readouterr().err
+    for content in (b"", b"{", b"file,score\n", (200).to_bytes(8, "little") + b"{}"):
+        out.write_bytes(content)
+        assert not clad.files.is_bundle(out)
