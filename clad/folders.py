@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ __all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'Pic
 @dataclass(frozen=True)
 class Scan:
     """What the headers of a folder say. `files`, those that can be opened; `sizes`, (height, width) of each; `grey`,
-    bool of each; `broken`, the sentence for each file that cannot be opened; `others`, how many files are no pictures
+    bool of each; `broken`, the sentence for each file that is left out; `others`, how many files are no pictures
     by their names."""
 
     folder: Path
@@ -179,7 +179,10 @@ def plan(folder: str | os.PathLike, size: int | tuple[int, int] | None = None, m
     if strict and found.broken:
         raise ValueError(f"{next(iter(found.broken.values()))} ({len(found.broken)} such files)")
     if like is not None:
-        size, mode, why = _as_fitted(found, getattr(like, "image_shape_", like), mode)
+        shape = getattr(like, "image_shape_", like)
+        fitted = _fitted_mode(shape, mode)
+        found = _without_colour(found, strict) if fitted == "L" and mode is None else found
+        size, mode, why = tuple(shape[1:]), fitted, "the size of the fit"
     elif size is not None:
         size, why = _pair(size), "as asked for"
     else:
@@ -205,15 +208,18 @@ def _fitted_mode(shape: tuple[int, ...], mode: str | None) -> str:
     return "L" if shape[0] == 1 else "RGB"
 
 
-def _as_fitted(found: Scan, shape: tuple[int, ...], mode: str | None) -> tuple[tuple[int, int], str, str]:
-    "Size, mode and reason for pictures that a fitted detector is to score; ValueError where they are another kind."
-    fitted = _fitted_mode(shape, mode)
-    if fitted == "L" and mode is None and not all(found.grey):
-        coloured = [path for path, grey in zip(found.files, found.grey) if not grey]
+def _without_colour(found: Scan, strict: bool) -> Scan:
+    "What remains without the coloured pictures; ValueError where most are coloured, or strict and one is."
+    coloured = [path for path, grey in zip(found.files, found.grey) if not grey]
+    if coloured and (strict or len(coloured) > len(found.files) / 2):
         raise ValueError(f"the detector was fitted on grey pictures, but {len(coloured)} of {len(found.files)} in "
                          f"{shown(found.folder)} are in colour ({shown(coloured[0].name)} is the first): convert "
                          "them, or say that they may be made grey (mode='L', --grey)")
-    return shape[1:], fitted, "the size of the fit"
+    why = "is in colour and the detector was fitted on grey pictures; convert it, or say that it may be made grey"
+    left_out = {path: f"{path} {why} (mode='L', --grey)." for path in coloured}
+    kept = [seen for seen in zip(found.files, found.sizes, found.grey) if seen[2]]
+    files, sizes, grey = map(list, zip(*kept))
+    return replace(found, files=files, sizes=sizes, grey=grey, broken={**found.broken, **left_out})
 
 # %% ../nbs/40_folders.ipynb #91298dae
 @dataclass(frozen=True, eq=False)
@@ -243,10 +249,10 @@ def read_pictures(folder: str | os.PathLike, size: int | tuple[int, int] | None 
 
     size: pixels, one number or (height, width); None: `ruled_size` with `longest`. mode: "L", "RGB" or None, grey where
     all are. like: a fitted detector, or its image_shape_, whose size and mode are taken; then mode "L" says that
-    coloured pictures may be made grey. strict: a broken file is an error. cache: folder to stream the pictures
-    through, None for memory, "auto" for either (by the memory that is free). verbose: the plan and progress bars, on
-    the error stream. Raises OSError for a folder that is not there or a full disk, ValueError in one sentence for the
-    rest.
+    coloured pictures may be made grey; otherwise a few among grey ones are left out, and where most are coloured that
+    is an error. strict: a file that is left out is an error. cache: folder to stream the pictures through, None
+    for memory, "auto" for either (by the memory that is free). verbose: the plan and progress bars, on the error
+    stream. Raises OSError for a folder that is not there or a full disk, ValueError in one sentence for the rest.
     """
     decided = plan(folder, size, mode, like=like, strict=strict, cache=cache, longest=longest, verbose=verbose)
     if verbose:

@@ -970,3 +970,19 @@ def test_a_table_is_not_written_over_a_model(model, tmp_path, capsys):
     for content in (b"", b"{", b"file,score\n", (200).to_bytes(8, "little") + b"{}"):
         out.write_bytes(content)
         assert not clad.files.is_bundle(out)
+
+
+def test_one_coloured_picture_stops_no_folder_of_grey_ones(model, tmp_path, capsys):
+    folder, out = save_all(tmp_path / "new", PICTURES[40:44]), tmp_path / "s.csv"
+    for i, name in enumerate(("red.png", "blue.png", "green.png", "grey.png", "pink.png")):
+        Image.new("RGB", (16, 16), name.partition(".")[0]).save(tmp_path / "new" / name)
+        code = main(["score", str(model), folder, "--out", str(out), "--quiet"])
+        if i == 4:
+            assert code == 1 and "5 of 9 in " in capsys.readouterr().err    # most: another kind of pictures
+    notes = pd.read_csv(out).set_index("file").note.dropna()
+    assert code == 1 and set(notes.index) == {"red.png", "blue.png", "green.png", "grey.png"}
+    assert notes.str.contains("in colour .*--grey").all()
+    assert main(["score", str(model), folder, "--out", str(out), "--quiet", "--grey"]) == 0
+    assert pd.read_csv(out).note.isna().all()
+    (tmp_path / "new" / "pink.png").unlink()
+    assert main(["score", str(model), folder, "--out", str(out), "--quiet", "--strict"]) == 1
