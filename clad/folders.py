@@ -36,7 +36,8 @@ from clad.images import (
 )
 
 # %% auto #0
-__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'Pictures', 'read_pictures', 'carry_out', 'prepare']
+__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'aspect', 'Pictures', 'read_pictures', 'carry_out',
+           'prepare']
 
 # %% ../nbs/40_folders.ipynb #82c1d8ff
 @dataclass(frozen=True)
@@ -53,15 +54,20 @@ class Scan:
     others: int = 0
 
 # %% ../nbs/40_folders.ipynb #b09225e2
+def _upright(image: Image.Image) -> tuple[int, int]:
+    "(height, width) of an opened picture when it is turned as its note says."
+    known = image.format in ("JPEG", "MPO", "WEBP") or image.format == "PNG" and "exif" in image.info
+    lying = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)    # Pillow turns a TIFF by itself
+    return image.size if lying else image.size[::-1]
+
+
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
     "(height, width) of the upright picture, and whether it is grey; ValueError for what is none."
     try:
         if not path.stat().st_size:
             raise ValueError("the file is empty")
         with Image.open(path) as image:
-            known = image.format in ("JPEG", "MPO", "WEBP") or image.format == "PNG" and "exif" in image.info
-            lying = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)    # Pillow turns a TIFF by itself
-            return (image.size if lying else image.size[::-1]), holds_grey(image)
+            return _upright(image), holds_grey(image)
     except Exception as error:
         raise unreadable(path, error) from error
 
@@ -183,6 +189,7 @@ def plan(folder: str | os.PathLike, size: int | tuple[int, int] | None = None, m
         fitted = _fitted_mode(shape, mode)
         found = _without_colour(found, strict) if fitted == "L" and mode is None else found
         size, mode, why = tuple(shape[1:]), fitted, "the size of the fit"
+        _tell_shape(found.sizes, like)
     elif size is not None:
         size, why = _pair(size), "as asked for"
     else:
@@ -206,6 +213,20 @@ def _fitted_mode(shape: tuple[int, ...], mode: str | None) -> str:
     if shape[0] == 3 and mode == "L":
         raise ValueError("the detector was fitted on RGB pictures and scores no grey ones: leave out mode='L' (--grey)")
     return "L" if shape[0] == 1 else "RGB"
+
+
+def aspect(sizes: Iterable[tuple[int, int]]) -> float:
+    "How many times as wide as high pictures of these (height, width) are, the median."
+    return round(float(np.median([width / height for height, width in sizes])), 4)
+
+
+def _tell_shape(sizes: Iterable[tuple[int, int]], like: Any) -> None:
+    "Warn where pictures have another shape than those of the folder that a detector remembers."
+    known = getattr(like, "fit_report_", {}).get("folder", {}).get("aspect")
+    if known and not 1 / 1.1 < (here := aspect(sizes)) / known < 1.1:
+        warnings.warn(f"these pictures are {here:.3g} times as wide as high (the median) and those of the fit were "
+                      f"{known:.3g} times: they are squashed to the size of the fit, and may look strange because of "
+                      "that; turn or cut them, or fit on pictures of this shape", UserWarning, stacklevel=3)
 
 
 def _without_colour(found: Scan, strict: bool) -> Scan:
@@ -239,7 +260,7 @@ class Pictures:
         "What a fitted detector should remember of the folder, as JSON."
         sizes = {f"{h}x{w}": n for (h, w), n in Counter(self.plan.scan.sizes).most_common(5)}
         return {"pictures": len(self), "skipped": len(self.skipped), "sizes": sizes, "mode": self.plan.mode,
-                "size": list(self.plan.size), "why": self.plan.why}
+                "size": list(self.plan.size), "why": self.plan.why, "aspect": aspect(self.plan.scan.sizes)}
 
 # %% ../nbs/40_folders.ipynb #b1895598
 def read_pictures(folder: str | os.PathLike, size: int | tuple[int, int] | None = None, mode: str | None = None, *,
@@ -343,7 +364,7 @@ def prepare(pictures: Any, like: Any, mode: str | None = None) -> np.ndarray:
     yet. Raises ValueError in one sentence, OSError for a file that is not there.
     """
     shape = getattr(like, "image_shape_", like)
-    fitted, notes, made = _fitted_mode(shape, mode), [], []
+    fitted, notes, made, sizes = _fitted_mode(shape, mode), [], [], []
     several = isinstance(pictures, list | tuple) or isinstance(pictures, np.ndarray) and pictures.ndim == 4
     for i, picture in enumerate(pictures if several else [pictures]):
         path = isinstance(picture, str | os.PathLike)
@@ -356,6 +377,7 @@ def prepare(pictures: Any, like: Any, mode: str | None = None) -> np.ndarray:
             raise ValueError(f"{name} is in colour and the detector was fitted on grey pictures: convert it, or say "
                              "that it may be made grey (mode='L')")
         try:
+            sizes.append(_upright(image))
             values, lost = as_read(image, fitted, tuple(shape[1:]))
         except Exception as error:    # a damaged file can raise nearly anything inside a decoder
             raise unreadable(Path(name), error) from error
@@ -364,4 +386,5 @@ def prepare(pictures: Any, like: Any, mode: str | None = None) -> np.ndarray:
     if not made:
         raise ValueError("there are no pictures to prepare: the list is empty")
     tell(notes)
+    _tell_shape(sizes, like)
     return np.stack(made)

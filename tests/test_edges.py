@@ -986,3 +986,16 @@ def test_one_coloured_picture_stops_no_folder_of_grey_ones(model, tmp_path, caps
     assert pd.read_csv(out).note.isna().all()
     (tmp_path / "new" / "pink.png").unlink()
     assert main(["score", str(model), folder, "--out", str(out), "--quiet", "--strict"]) == 1
+
+
+def test_pictures_of_another_shape_than_those_of_the_fit_are_announced(tmp_path, capsys):
+    wide = save_all(tmp_path / "wide", PICTURES[:40, :, :12])
+    high = save_all(tmp_path / "high", PICTURES[40:50, ..., :12])
+    file, out = str(tmp_path / "m.clad"), str(tmp_path / "s.csv")
+    assert main(["fit", wide, "--out", file, "--detector", "OCSVM", "--alpha", "0.2", "--size", "16", "16"]) == 0
+    assert "squashed" not in capsys.readouterr().err
+    assert main(["score", file, wide, "--out", out]) == 0 and "squashed" not in capsys.readouterr().err
+    assert main(["score", file, high, "--out", out]) == 0
+    assert "0.75 times as wide as high (the median) and those of the fit were 1.33 times" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="squashed"):
+        clad.prepare(PICTURES[0, 0, :, :12], clad.load(file))
