@@ -295,13 +295,15 @@ def _bars(words: argparse.Namespace) -> bool:
 # %% ../nbs/49_cli.ipynb #e25aa3f8
 def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = None) -> Any:
     "The pictures of the folder; what they are and take is said before they are read, what was left out after."
-    from clad.folders import carry_out, plan
+    from clad.folders import carry_out, endings_told, plan
 
     decided = plan(words.folder, size, "L" if words.grey else None, like=like, strict=words.strict,
                    cache=words.cache_dir or "auto", verbose=_bars(words))
     say(decided)
     if decided.scan.others:
-        say(f"left out: {decided.scan.others:,} files that are no pictures by their names")
+        names = "file that is no picture by its name" if decided.scan.others == 1 else (
+            "files that are no pictures by their names")
+        say(f"left out: {decided.scan.others:,} {names} ({endings_told(decided.scan.endings)})")
     pictures = carry_out(decided, words.strict, _bars(words))
     for why in list(pictures.skipped.values())[:5]:
         say(f"left out: {why}")

@@ -36,22 +36,27 @@ from clad.images import (
 )
 
 # %% auto #0
-__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'aspect', 'Pictures', 'read_pictures', 'carry_out',
-           'prepare']
+__all__ = ['Scan', 'shown', 'scan', 'counted', 'endings_told', 'ruled_size', 'Plan', 'amount', 'plan', 'aspect', 'Pictures',
+           'read_pictures', 'carry_out', 'prepare']
 
 # %% ../nbs/40_folders.ipynb #82c1d8ff
 @dataclass(frozen=True)
 class Scan:
     """What the headers of a folder say. `files`, those that can be opened; `sizes`, (height, width) of each; `grey`,
-    bool of each; `broken`, the sentence for each file that is left out; `others`, how many files are no pictures
-    by their names."""
+    bool of each; `broken`, the sentence for each file that is left out; `endings`, how many files are no
+    pictures by their names, by the ends of these."""
 
     folder: Path
     files: list[Path]
     sizes: list[tuple[int, int]]
     grey: list[bool]
     broken: dict[Path, str] = field(default_factory=dict)
-    others: int = 0
+    endings: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def others(self) -> int:
+        "How many files are no pictures by their names."
+        return sum(self.endings.values())
 
 # %% ../nbs/40_folders.ipynb #b09225e2
 def _upright(image: Image.Image) -> tuple[int, int]:
@@ -89,7 +94,7 @@ def scan(folder: str | os.PathLike, verbose: bool = False) -> Scan:
         raise FileNotFoundError(f"there is no folder {shown(folder)}: name a folder that holds pictures")
     if not folder.is_dir():
         raise NotADirectoryError(f"{shown(folder)} is a file: name the folder that holds the pictures")
-    files, others = list_files(folder)
+    files, endings = list_files(folder)
     found, broken = [], {}
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -99,18 +104,34 @@ def scan(folder: str | os.PathLike, verbose: bool = False) -> Scan:
             except ValueError as error:
                 broken[path] = str(error)
     if not found:
-        raise ValueError(_none_there(folder, broken, others))
+        raise ValueError(_none_there(folder, broken, endings))
     paths, sizes, grey = map(list, zip(*found))
-    return Scan(folder, paths, sizes, grey, broken, others)
+    return Scan(folder, paths, sizes, grey, broken, endings)
 
 # %% ../nbs/40_folders.ipynb #e2ab7712
-def _none_there(folder: Path, broken: dict[Path, str], others: int) -> str:
+def counted(n: int, what: str) -> str:
+    "A number and a noun, as in 1 picture, 1,000 pictures."
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def endings_told(endings: dict[str, int]) -> str:
+    "Ends of the names of files that are no pictures, in words, and what to do about photographs among them."
+    told = ", ".join(f"{n:,} {shown(end) or 'without an ending'}" for end, n in list(endings.items())[:6])
+    apple = "; a .heic or .heif is read once it is a JPEG or PNG: the package pillow-heif converts it"
+    return told + ", ..." * (len(endings) > 6) + apple * bool({".heic", ".heif"} & set(endings))
+
+
+def _none_there(folder: Path, broken: dict[Path, str], endings: dict[str, int]) -> str:
     "The sentence for a folder without a picture."
     if broken:
-        first = next(iter(broken.values()))
-        return f"none of the {len(broken)} pictures in {shown(folder)} can be read; the first: {first}"
-    there = f"{others} files but no pictures" if others else "no files"
-    return f"{shown(folder)} holds {there} ({', '.join(SUFFIXES)}): name a folder that holds pictures"
+        first, n, where = next(iter(broken.values())), len(broken), shown(folder)
+        return (f"the only picture in {where} cannot be read: {first}" if n == 1 else
+                f"none of the {n:,} pictures in {where} can be read; the first: {first}")
+    if not endings:
+        return f"{shown(folder)} holds no files: name a folder that holds pictures"
+    files = counted(sum(endings.values()), "file")
+    return (f"{shown(folder)} holds {files} but no pictures ({endings_told(endings)}): name a folder that holds "
+            f"pictures, {', '.join(SUFFIXES)}")
 
 # %% ../nbs/40_folders.ipynb #2753b0b5
 def ruled_size(sizes: Iterable[tuple[int, int]], longest: int = 64) -> tuple[int, int]:
@@ -290,7 +311,7 @@ def carry_out(decided: Plan, strict: bool = False, verbose: bool = False) -> Pic
         images = (_into_file if decided.cache else _into_memory)(_counted(blocks, bar), shape, decided.cache)
     good = [path for path in found.files if path not in bad]
     if not good:
-        raise ValueError(_none_there(found.folder, bad, found.others))
+        raise ValueError(_none_there(found.folder, bad, found.endings))
     names = tuple(shown(path.relative_to(found.folder).as_posix()) for path in good)
     skipped = {shown(p.relative_to(found.folder).as_posix()): shown(why) for p, why in {**found.broken, **bad}.items()}
     return Pictures(images[:len(good)], names, dict(sorted(skipped.items())), decided)

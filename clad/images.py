@@ -11,6 +11,7 @@ import operator
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import psutil
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'faint_colours', 'as_read', 'tell', 'read_files', 'list_files', 'holds_grey',
@@ -236,7 +237,8 @@ def read_files(files: Sequence[Path], mode: str, size: tuple[int, int], model: P
     tell(told)
 
 # %% ../nbs/51_images.ipynb #570c0dca
-SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".pbm", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pbm", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+            *((".avif",) if features.check("avif") else ()), *((".jp2",) if features.check("jpg_2000") else ()))
 
 # %% ../nbs/51_images.ipynb #b757220b
 def _visible(folder: Path) -> list[Path]:
@@ -277,12 +279,13 @@ def _image_files(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
     return sorted(file for here in _walk(folder, walked) for file in _pictures(here))
 
 
-def list_files(folder: Path) -> tuple[list[Path], int]:
-    "Image files in `folder` and its sub-folders, sorted by path, and how many other visible files there are."
+def list_files(folder: Path) -> tuple[list[Path], dict[str, int]]:
+    "Image files in `folder` and its sub-folders, sorted by path, and how many others are visible, by their suffixes."
     files, folders = [], _walk(folder, (folder.resolve(),))
     for here in folders:
         files += _pictures(here)
-    return sorted(files), sum(not p.is_dir() for here in folders for p in _visible(here)) - len(files)
+    others = (p for here in folders for p in _visible(here) if p.suffix.lower() not in SUFFIXES and not p.is_dir())
+    return sorted(files), dict(Counter(p.suffix.lower() for p in others).most_common())
 
 # %% ../nbs/51_images.ipynb #21e47e56
 def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -362,7 +365,8 @@ def from_folder(path: str | os.PathLike, size: int | tuple[int, int] | None = No
                 mode: str | None = None) -> ImageSet:
     """Load every image of a folder, or of its class sub-folders, as an `ImageSet`.
 
-    PNG, JPEG, PPM/PGM/PBM, BMP, WebP and TIFF, by suffix; other files, hidden ones, `__MACOSX` and links back into the
+    PNG, JPEG, PPM/PGM/PBM, BMP, GIF, WebP, TIFF and, where Pillow has them, AVIF and JP2, by suffix; other
+    files, hidden ones, `__MACOSX` and links back into the
     folder are left out. `size` is one number for squares or (height, width); every image is resized to it whole, by
     bilinear interpolation. `mode` "L" or "RGB"; None takes L if every file is grey, else RGB. Images uint8 [N, C, H, W]
     in order of class and name, paths relative to `path`, classes the sub-folder names (or the folder's own).

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
+from PIL import Image, features
 from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -501,11 +501,14 @@ def test_files_that_are_no_pictures_are_counted_and_closed_streams_are_no_failur
     for i, picture in enumerate(PICTURES[:60, 0]):
         Image.fromarray(picture).save(tmp_path / "good" / f"{i}.png")
     (tmp_path / "good" / "notes.txt").write_text("")
-    (tmp_path / "good" / "one.gif").write_bytes(b"GIF")
+    (tmp_path / "good" / "one.HEIC").write_bytes(b"GIF")
     command = f"{sys.executable} -c 'import sys; from clad.cli import main; sys.exit(main(sys.argv[1:]))' "
     fit = command + "fit good --out m.clad --detector GCN --alpha 0.2"
     said = subprocess.run(fit, shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert said.returncode == 0 and "left out: 2 files that are no pictures by their names" in said.stderr
+    assert said.returncode == 0 and (
+        "left out: 2 files that are no pictures by their names (1 .txt, 1 .heic; a .heic" in said.stderr
+        or "left out: 2 files that are no pictures by their names (1 .heic, 1 .txt; a .heic" in said.stderr)
+    assert "pillow-heif" in said.stderr
     silent = subprocess.run(command + "score m.clad good --out s.csv >&- 2>&-", shell=True, cwd=tmp_path)
     assert silent.returncode == 0 and len((tmp_path / "s.csv").read_text().splitlines()) == 61
 
@@ -999,3 +1002,17 @@ def test_pictures_of_another_shape_than_those_of_the_fit_are_announced(tmp_path,
     assert "0.75 times as wide as high (the median) and those of the fit were 1.33 times" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="squashed"):
         clad.prepare(PICTURES[0, 0, :, :12], clad.load(file))
+
+
+@pytest.mark.parametrize("name", ["a.jpe", "a.JFIF", "a.gif", "a.avif", "a.jp2"])
+def test_pictures_by_rarer_names_are_read(tmp_path, name):
+    if not features.check({"avif": "avif", "jp2": "jpg_2000"}.get(name[2:], "zlib")):
+        pytest.skip("this Pillow cannot open them")
+    kind = {"jpe": "JPEG", "JFIF": "JPEG", "jp2": "JPEG2000"}.get(name[2:], name[2:].upper())
+    picture = Image.fromarray(np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4)
+    more = {"save_all": True, "append_images": [picture.transpose(1)]} if kind == "GIF" else {}
+    picture.save(tmp_path / name, kind, **more)
+    (tmp_path / "README").write_text("")
+    found = clad.read_pictures(tmp_path, mode="L")
+    assert found.files == (name,) and found.plan.scan.endings == {"": 1}
+    assert np.abs(found.images[0, 0].astype(int) - np.asarray(picture)).max() < 30    # the first frame
