@@ -35,6 +35,7 @@ _EXAMPLES = """your own pictures, normal ones only to begin with:
   clad fit good/ --out model.clad                                  learn what is normal
   clad score model.clad new/ --out scores.csv --report page.html   what is strange in another folder, and a page of it
   clad update model.clad more-good/                                fifty more normal pictures came in
+  clad suspects good/ --out list.csv                               what may not belong into the folder of normal ones
 
 the paper:
   clad list                       what there is
@@ -120,6 +121,7 @@ def _own_folders(commands: Any) -> None:
     update.add_argument("--out", metavar="MODEL", help="write another file, and leave the model as it is")
     update.add_argument("--yes", action="store_true", help="take them in even where the model flags more than half")
     _common_flags(fit, score, update)
+    _further_commands(commands)
 
 # %% ../nbs/49_cli.ipynb #10100282
 def _common_flags(fit: Any, score: Any, update: Any) -> None:
@@ -131,11 +133,32 @@ def _common_flags(fit: Any, score: Any, update: Any) -> None:
         command.add_argument("--alpha", type=float, metavar="A", help="tolerated false-alarm rate (default: "
                              + ("0.05)" if command is fit else "that of the fit)"))
     for command in (fit, score, update):
-        command.add_argument("--grey", action="store_true", help="make coloured pictures grey")
-        command.add_argument("--strict", action="store_true", help="refuse a folder with a broken file")
-        command.add_argument("--cache-dir", metavar="FOLDER", help="stream the pictures through a file there")
-        command.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-        command.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
+        _reading_flags(command)
+
+
+def _reading_flags(command: Any) -> None:
+    "How a folder is read."
+    command.add_argument("--grey", action="store_true", help="make coloured pictures grey")
+    command.add_argument("--strict", action="store_true", help="refuse a folder with a broken file")
+    command.add_argument("--cache-dir", metavar="FOLDER", help="stream the pictures through a file there")
+    command.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    command.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
+
+
+def _further_commands(commands: Any) -> None:
+    "The grammar of suspects."
+    suspects = commands.add_parser("suspects", allow_abbrev=False, epilog=_SUSPECTS, formatter_class=_AS_WRITTEN,
+                                   help="which pictures of a folder of normal ones may be none")
+    suspects.add_argument("folder", help="pictures that are thought to be normal; sub-folders are read too")
+    suspects.add_argument("--out", required=True, metavar="CSV", help="file for the list, the most suspect first")
+    suspects.add_argument("--detector", metavar="NAME", default="GCN", help="by which (default: GCN, which is quick)")
+    suspects.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the folder (default: 5)")
+    suspects.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, not by the rule")
+    suspects.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                          help="any parameter of the detector")
+    suspects.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same list (default: 0)")
+    suspects.set_defaults(n_clusters=None, alpha=None)
+    _reading_flags(suspects)
 
 # %% ../nbs/49_cli.ipynb #1ae15a5e
 _FIT = """examples:
@@ -164,6 +187,14 @@ strange), hidden_class, flagged, and a note for files that could not be read. --
 that no spreadsheet takes it for a formula.
 The page shows the strangest flagged pictures beside normal ones that the model file keeps, and where in them the score
 comes from; the first takes the time of some 3,000 scores, each further one that of 50; --reasons 0 leaves them out.
+"""
+_SUSPECTS = """examples:
+  clad suspects good/ --out list.csv
+  clad suspects good/ --out list.csv --detector CLADPlus --set budget=20000
+
+A detector is fitted on four fifths of the pictures and judges the last fifth, five times over. The list has a row for
+each file, in the order to look at them: stranger_than (the share of its fifth that looks more normal) and score (lower
+is stranger). It is a list to look at: a rare but normal picture is on it, too. Take out what does not belong, then fit.
 """
 _UPDATE = """examples:
   clad update model.clad more-good/
@@ -308,7 +339,7 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
     for why in list(pictures.skipped.values())[:5]:
         say(f"left out: {why}")
     if len(pictures.skipped) > 5:
-        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out}
+        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out, "suspects": words.out}
         say(f"left out: {len(pictures.skipped) - 5} more files, all named in "
             + where.get(words.command, f'the last of the "updates" in the fit_report_ of {words.out or words.model}'))
     return pictures
@@ -323,7 +354,7 @@ def _check_file(path: str, flag: str, model: bool = False) -> None:
     if Path(path).suffix.lower() in SUFFIXES:
         raise ValueError(f"{path} has the name of a picture ({flag}): give the file another ending")
     if not model and is_bundle(path):
-        raise ValueError(f"{path} holds a model ({flag}): give the file another name, or remove the model first")
+        raise ValueError(f"{path} holds a model ({flag}): give the file a name of its own, or remove the model first")
     if Path(path).is_dir() or not Path(path).name:
         raise OSError(f"{path or 'the empty name'} is no name for a file ({flag})")
     if Path(path).exists() and not os.access(path, os.W_OK):
@@ -464,6 +495,26 @@ def _update(words: argparse.Namespace) -> None:
         print(f"clad: warning: {done['warning']}", file=sys.stderr)
     print(f"{out}: {done['images']:,} pictures, {done['remembered']:,} remembered, {done['calibrated']:,} for the "
           f"threshold, which now rests on {len(detector.calibration_scores_):,}")
+
+# %% ../nbs/49_cli.ipynb #5c03547c
+def _suspects(words: argparse.Namespace) -> None:
+    "Write which pictures of a folder of normal ones may be none, in the order to look at them."
+    from clad.base import usable_device
+    from clad.dirty import suspects
+    from clad.report import write_table
+
+    _check_file(words.out, "--out")
+    usable_device(words.device)
+    detector = _named_detector(words.detector, None, _wanted(words))
+    with _talk(words) as say:
+        pictures = _read(words, say, size=words.size)
+        say(f"fitting {words.detector} {words.folds} times")
+        table = suspects(detector, pictures.images, folds=words.folds)
+        table.insert(0, "file", [pictures.files[i] for i in table.pop("image")])
+        write_table(words.out, table, pictures.skipped)
+    print(f"{words.out}: {len(table):,} pictures, the most suspect first")
+    print(*(f"  stranger than {row.stranger_than:.0%}  {_plain(row.file)}" for row in table.head(3).itertuples()),
+          sep="\n")
 
 # %% ../nbs/49_cli.ipynb #45c123f0
 def _publishable(notebook: Any, parameters: dict[str, Any]) -> str:
@@ -772,7 +823,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
         words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near[0]} meant?" if near else ""))
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
-                "update": _update}
+                "update": _update, "suspects": _suspects}
     try:
         with _any_name_shown(), _results_aside(words):
             commands[words.command](words)

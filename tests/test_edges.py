@@ -1016,3 +1016,21 @@ def test_pictures_by_rarer_names_are_read(tmp_path, name):
     found = clad.read_pictures(tmp_path, mode="L")
     assert found.files == (name,) and found.plan.scan.endings == {"": 1}
     assert np.abs(found.images[0, 0].astype(int) - np.asarray(picture)).max() < 30    # the first frame
+
+
+def test_the_command_lists_what_may_not_belong_into_a_folder(tmp_path, capsys):
+    folder, out = save_all(tmp_path / "good", PICTURES[:39]), tmp_path / "list.csv"
+    Image.fromarray(RNG.integers(0, 255, (16, 16)).astype(np.uint8)).save(tmp_path / "good" / "=odd.png")
+    (tmp_path / "good" / "broken.png").write_bytes(b"no picture")
+    assert main(["suspects", folder, "--out", str(out), "--quiet"]) == 0
+    assert "40 pictures, the most suspect first\n  stranger than 88%  =odd.png" in capsys.readouterr().out
+    table = pd.read_csv(out)
+    assert list(table.columns) == ["file", "stranger_than", "score", "note"] and len(table) == 41
+    assert table.file[0] == "./=odd.png" and table.file[40] == "broken.png" and "cannot be read" in table.note[40]
+    images = clad.read_pictures(folder)
+    expected = clad.suspects(clad.GCN(), images.images)
+    assert [name.removeprefix("./") for name in table.file[:40]] == [images.files[i] for i in expected.image]
+    assert np.allclose(table.score[:40], expected.score)
+    for words, said in ((["--folds", "1"], "folds is 1"), (["--set", "nu=1"], "no parameter 'nu'"),
+                        (["--detector", "no"], "no detector 'no'")):
+        assert main(["suspects", folder, "--out", str(out), *words]) == 1 and said in capsys.readouterr().err
