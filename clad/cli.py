@@ -97,7 +97,7 @@ def _own_folders(commands: Any) -> None:
     "The grammar of fit, score and update."
     fit = commands.add_parser("fit", allow_abbrev=False, help="learn from a folder of normal pictures", epilog=_FIT,
                               formatter_class=_AS_WRITTEN)
-    fit.add_argument("folder", help="normal pictures; sub-folders are read too, their names mean nothing")
+    fit.add_argument("folder", help="normal pictures; sub-folders are read too (see --groups)")
     fit.add_argument("--out", required=True, metavar="MODEL", help="file for the fitted detector, as model.clad")
     fit.add_argument("--detector", metavar="NAME",
                      help="CLAD, DeepSVDD, ... (default: the best that is here; CLAD with --settings)")
@@ -119,6 +119,8 @@ def _own_folders(commands: Any) -> None:
                                  epilog=_UPDATE, formatter_class=_AS_WRITTEN)
     update.add_argument("--picked", action="store_true", help="a person chose them: false alarms that are fine")
     update.add_argument("--out", metavar="MODEL", help="write another file, and leave the model as it is")
+    for command in (fit, update):
+        command.add_argument("--groups", choices=["folder"], help="pictures of one sub-folder belong together")
     update.add_argument("--yes", action="store_true", help="take them in even where the model flags more than half")
     _common_flags(fit, score, update)
     _further_commands(commands)
@@ -174,6 +176,10 @@ normal pictures is flagged. Pictures get one size: the medians of the folder, at
 Broken files are left out; the first five are named, and all of them in the model file, for Python as
 load(MODEL).fit_report_["folder"]["left_out"]. What a large folder takes is said first; it is streamed from disk. The
 model file keeps up to 200 of the pictures that were not learnt from, to explain others by.
+
+Pictures of one track, burst or object look alike, and a few dozen of them set a threshold no better than one. With
+--groups folder those in the same sub-folder are learnt from or held out together and count as one for the threshold,
+whose promise then is for pictures of a new group; it takes as many groups as it would take pictures (19 at 0.05).
 """
 _SCORE = """examples:
   clad score model.clad new/ --out scores.csv --report page.html
@@ -200,11 +206,14 @@ _UPDATE = """examples:
   clad update model.clad more-good/
   clad update model.clad false-alarms/ --picked
   clad update model.clad more-good/ --out new-model.clad
+  clad update model.clad more-tracks/ --groups folder
 
 The pictures must be normal and new: those that were in the folder of the fit, or in an earlier update, are left out,
 and that is said. Half of the others enter the memory of a detector that has one, the rest the calibration; nothing is
 fitted again. The model file is replaced at once or not at all. Where the model as it is flags more than half of them,
 they are refused, because what is taken in will not be flagged again; --yes takes them in all the same.
+With --groups folder the pictures of a sub-folder are remembered or calibrate together and count as one for the
+threshold; a group of an update is another than those of the fit, so leave no pictures of one track for later.
 """
 
 # %% ../nbs/49_cli.ipynb #8d64095c
@@ -282,13 +291,13 @@ def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     return flags
 
 # %% ../nbs/49_cli.ipynb #4d33de29
-def _check_number(n: int, held: int, alpha: float) -> None:
+def _check_number(n: int, held: int, alpha: float, what: str = "different pictures") -> None:
     "ValueError, before anything is fitted, where the pictures that are held out can set no threshold."
     from clad.conformal import least_groups, rounded_up
 
     more = ", hold out more of them (--set calibration_fraction=0.5)" if held < n // 2 else ""
     if held < (least := least_groups(alpha)):
-        raise ValueError(f"{n} different pictures are too few for a false-alarm rate of {alpha:g}: {least} must set "
+        raise ValueError(f"{n} {what} are too few for a false-alarm rate of {alpha:g}: {least} must set "
                          f"the threshold and {held} can; give {2 * least} or more{more}, or ask for --alpha "
                          f"{rounded_up(1 / (held + 1))}")
 
@@ -369,13 +378,30 @@ def _check_share(share: Any) -> None:
         raise ValueError(f"calibration_fraction is {share!r}: some pictures have to set the threshold and some to be "
                          "learnt from; give a number between 0 and 1")
 
+# %% ../nbs/49_cli.ipynb #4679bbc9
+def _groups(words: argparse.Namespace, pictures: Any) -> list[str] | None:
+    "The sub-folder of each picture, where --groups asks for it."
+    return [name.rpartition("/")[0] for name in pictures.files] if words.groups else None
+
+
+def _share_out(detector: Any, images: Any, groups: list[str] | None, wanted: dict[str, Any]) -> str:
+    "Say how many pictures (groups) a fit learns from, with the share to hold out set; ValueError for too few."
+    from clad.training import fingerprints
+
+    alone = groups is None    # copies are learnt from together, or not
+    n = len({bytes(p) for p in fingerprints(images)} if alone else set(groups))
+    if "calibration_fraction" not in wanted:
+        detector.set_params(calibration_fraction=held_share(n, detector.alpha))
+    held = round(detector.calibration_fraction * n)
+    _check_number(n, held, detector.alpha, *(() if alone else ("groups (sub-folders)",)))
+    return f"{n - held:,} {'pictures' if alone else 'groups (sub-folders)'}; {held:,} set the threshold"
+
 # %% ../nbs/49_cli.ipynb #416062c1
 def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.base import usable_device
     from clad.folders import amount
     from clad.report import hidden_classes, keep_examples, sort_by_look
-    from clad.training import fingerprints
 
     _check_file(words.out, "--out", model=True)
     usable_device(words.device)    # before the pictures are read
@@ -387,17 +413,13 @@ def _fit(words: argparse.Namespace) -> None:
     name, why = type(detector).__name__, default_detector()[2]
     with _talk(words) as say:
         pictures = _read(words, say, size=words.size)
-        different = len({bytes(p) for p in fingerprints(pictures.images)})    # copies are learnt from together, or not
-        if "calibration_fraction" not in wanted:
-            detector.set_params(calibration_fraction=held_share(different, detector.alpha))
-        held = round(detector.calibration_fraction * different)
-        _check_number(different, held, detector.alpha)
+        groups = _groups(words, pictures)
+        shares = _share_out(detector, pictures.images, groups, wanted)
         reason = "" if words.detector or words.settings else f" ({why})"
         long = "; some minutes (--set budget=20000: sooner, and less sure)" if "budget" in detector.get_params() else ""
-        say(f"fitting {name}{reason} on {different - held:,} pictures; {held:,} set the threshold"
-            + long * ("budget" not in wanted))
+        say(f"fitting {name}{reason} on {shares}" + long * ("budget" not in wanted))
         begun = time.monotonic()
-        detector.fit(pictures.images)
+        detector.fit(pictures.images, groups=groups)
         detector.fit_report_["folder"] = {**pictures.facts(), "left_out": list(pictures.skipped)}
         if hidden_classes(detector, pictures.images[:1]) is None:
             sort_by_look(detector, pictures.images)
@@ -484,7 +506,8 @@ def _update(words: argparse.Namespace) -> None:
 
         with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}"), waiting):
             detector = _load(words)    # again: another update may have written it meanwhile
-            done = detector.update(pictures.images, picked=words.picked).fit_report_["updates"][-1]
+            detector.update(pictures.images, _groups(words, pictures), picked=words.picked)
+            done = detector.fit_report_["updates"][-1]
             if "warning" in done and not words.yes:
                 raise ValueError(f"{done['flagged']:.0%} of these pictures are flagged by the model as it is, and what "
                                  "is taken in will not be flagged again: look at them (clad score); --yes takes them "

@@ -1034,3 +1034,27 @@ def test_the_command_lists_what_may_not_belong_into_a_folder(tmp_path, capsys):
     for words, said in ((["--folds", "1"], "folds is 1"), (["--set", "nu=1"], "no parameter 'nu'"),
                         (["--detector", "no"], "no detector 'no'")):
         assert main(["suspects", folder, "--out", str(out), *words]) == 1 and said in capsys.readouterr().err
+
+
+def test_sub_folders_are_groups_where_the_command_is_told_so(tmp_path, capsys):
+    "A track is learnt from or held out as one, and counts as one for the threshold."
+    for i, picture in enumerate(PICTURES[:80]):
+        track = tmp_path / "good" / f"track {i // 4}"
+        track.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[0]).save(track / f"{i}.png")
+    fit = ["fit", str(tmp_path / "good"), "--out", str(tmp_path / "m.clad"), "--detector", "OCSVM"]
+    assert main([*fit, "--groups", "folder"]) == 1
+    assert "20 groups (sub-folders) are too few for a false-alarm rate of 0.05" in capsys.readouterr().err
+    assert main([*fit, "--groups", "folder", "--alpha", "0.2"]) == 0
+    said, kept = capsys.readouterr(), clad.load(tmp_path / "m.clad")
+    assert "fitting OCSVM on 16 groups (sub-folders); 4 set the threshold" in said.err and "4 calibration g" in said.out
+    assert len(np.unique(kept.calibration_groups_)) == 4 and len(kept.calibration_scores_) == 16
+    tracks = np.array([name.rpartition("/")[0] for name in clad.read_pictures(tmp_path / "good").files])
+    assert {len(set(kept.held_out_[tracks == track])) for track in set(tracks)} == {1}
+    more = tmp_path / "more" / "a"
+    more.mkdir(parents=True)
+    for i, picture in enumerate(PICTURES[80:90]):
+        Image.fromarray(picture[0]).save(more / f"{i}.png")
+    assert main(["update", str(tmp_path / "m.clad"), str(more.parent), "--groups", "folder", "--yes"]) == 0
+    kept = clad.load(tmp_path / "m.clad")
+    assert len(np.unique(kept.calibration_groups_)) == 5 and len(kept.calibration_scores_) == 26
