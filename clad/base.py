@@ -14,15 +14,18 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import validate_data
 
+from . import __version__
 from clad.conformal import (
     Certificate,
     certify,
@@ -657,7 +660,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         "The inverse of `_get_state`."
 
     def save(self, path) -> None:
-        """Write the fitted detector to one file; `cache_dir`, a folder of this machine, is left out.
+        """Write the fitted detector to one file, with the versions that wrote it and the date; `cache_dir`, a folder of
+        this machine, is left out.
 
         Raises NotFittedError before a fit, FileNotFoundError where the folder does not exist.
         """
@@ -676,7 +680,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         write_bundle(path, arrays, {
             "format": FORMAT, "class": type(self).__name__, "module": type(self).__module__, "state": meta,
             "parameters": {**self._fitted_with, "alpha": as_written(self.alpha)}, "stages": parts,
-            "image_shape": self.image_shape_, "fit_report": self.fit_report_,
+            "image_shape": self.image_shape_, "fit_report": self.fit_report_, "saved": _made_with(),
             "columns": getattr(self, "feature_names_in_", np.empty(0)).tolist()})
 
     @classmethod
@@ -689,6 +693,12 @@ FORMAT = 2  # of saved detectors
 _KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples", "seen",
          "learnt_prints")
 _OF_SKLEARN = {"_metadata_request", "_parent_callback_ctx", "_skl_callbacks", "_sklearn_output_config"}
+
+
+def _made_with() -> dict[str, str]:
+    "Versions and the date, for the header of a file; so files of equal fits are not equal byte by byte."
+    return {"clad": __version__, "torch": torch.__version__, "scikit-learn": sklearn.__version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _are_rows(X: Any) -> bool:

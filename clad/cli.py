@@ -35,6 +35,7 @@ _EXAMPLES = """your own pictures, normal ones only to begin with:
   clad fit good/ --out model.clad                                  learn what is normal
   clad score model.clad new/ --out scores.csv --report page.html   what is strange in another folder, and a page of it
   clad update model.clad more-good/                                fifty more normal pictures came in
+  clad info model.clad                                             what is in the file, and what it certifies
   clad suspects good/ --out list.csv                               what may not belong into the folder of normal ones
 
 the paper:
@@ -148,7 +149,9 @@ def _reading_flags(command: Any) -> None:
 
 
 def _further_commands(commands: Any) -> None:
-    "The grammar of suspects."
+    "The grammar of suspects and info."
+    info = commands.add_parser("info", allow_abbrev=False, help="what a model file holds")
+    info.add_argument("model", help="file that `clad fit` has written")
     suspects = commands.add_parser("suspects", allow_abbrev=False, epilog=_SUSPECTS, formatter_class=_AS_WRITTEN,
                                    help="which pictures of a folder of normal ones may be none")
     suspects.add_argument("folder", help="pictures that are thought to be normal; sub-folders are read too")
@@ -539,6 +542,37 @@ def _suspects(words: argparse.Namespace) -> None:
     print(*(f"  stranger than {row.stranger_than:.0%}  {_plain(row.file)}" for row in table.head(3).itertuples()),
           sep="\n")
 
+# %% ../nbs/49_cli.ipynb #cf7bd3f8
+def _info(words: argparse.Namespace) -> None:
+    "Print what a model file holds."
+    from clad.base import _read, load
+    from clad.folders import amount, counted
+
+    header, detector = _read(words.model)[0], load(words.model, device="cpu")
+    report, saved, shape = detector.fit_report_, header.get("saved"), detector.image_shape_
+    try:
+        promised = str(detector.certificate())
+    except ValueError as error:
+        promised = f"no certificate: {error}"
+    lines = [f"{words.model}: {type(detector).__name__}, {amount(Path(words.model).stat().st_size)}",
+             f"saved {saved['date']} by " + ", ".join(f"{k} {v}" for k, v in saved.items() if k != "date") if saved
+             else "saved by a version that wrote no date",
+             f"for pictures {shape[1]} high, {shape[2]} wide, {'grey' if shape[0] == 1 else 'RGB'}" if len(shape) == 3
+             else f"for rows of {counted(shape[0], 'number')}"]
+    if folder := report.get("folder"):
+        lines.append(f"fitted on {counted(folder['pictures'], 'picture')} of a folder; {folder['skipped']:,} left out")
+    lines += [f"alpha {detector.alpha:g}", promised]
+    for name, member in getattr(detector, "members_", {}).items():
+        lines.append(f"member {name}, weight {member['weight']:.3g}")
+    updates = report.get("updates", [])
+    lines.append(f"{counted(len(updates), 'update')}" + f", the last of {counted(updates[-1]['images'], 'picture')}"
+                 if updates else "no updates")
+    warned = [*report.get("warnings", ()), *(u["warning"] for u in updates if "warning" in u)]
+    lines += [f"warning: {text}" for text in warned]
+    lines += [f"  {name} = {_plain(' '.join(repr(value).split()))}"
+              for name, value in sorted(detector.get_params(deep=False).items())]
+    print(*lines, sep="\n")
+
 # %% ../nbs/49_cli.ipynb #45c123f0
 def _publishable(notebook: Any, parameters: dict[str, Any]) -> str:
     "The text of an executed notebook without times, machine folders, error streams and random cell ids."
@@ -846,7 +880,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
         words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near[0]} meant?" if near else ""))
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
-                "update": _update, "suspects": _suspects}
+                "update": _update, "suspects": _suspects, "info": _info}
     try:
         with _any_name_shown(), _results_aside(words):
             commands[words.command](words)

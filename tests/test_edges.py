@@ -1058,3 +1058,23 @@ def test_sub_folders_are_groups_where_the_command_is_told_so(tmp_path, capsys):
     assert main(["update", str(tmp_path / "m.clad"), str(more.parent), "--groups", "folder", "--yes"]) == 0
     kept = clad.load(tmp_path / "m.clad")
     assert len(np.unique(kept.calibration_groups_)) == 5 and len(kept.calibration_scores_) == 26
+
+
+def test_a_model_file_is_described(model, tmp_path, capsys):
+    "Also one of an earlier version, without the versions and the date; what is no model is named."
+    detector = clad.CLADPlus(budget=1000, alpha=0.2, calibration_fraction=0.5).fit(PICTURES)
+    detector.update(RNG.integers(0, 255, (9, 1, 16, 16)).astype(np.uint8)).save(tmp_path / "m.clad")
+    assert main(["info", str(tmp_path / "m.clad")]) == 0
+    said = capsys.readouterr().out
+    for words in ("m.clad: CLADPlus, ", f"by clad {clad.__version__}, torch {torch.__version__}, scikit-learn ",
+                  "for pictures 16 high, 16 wide, grey", "alpha 0.2", "With 95% confidence", "member gcn, weight ",
+                  "1 update, the last of 9 pictures", "warning: 100% of these images were flagged", "  budget = 1000"):
+        assert words in said, words
+    header, arrays = clad.files.read_bundle(model)
+    del header["saved"]
+    clad.files.write_bundle(tmp_path / "old.clad", arrays, header)
+    assert main(["info", str(tmp_path / "old.clad")]) == 0
+    assert "wrote no date" in (said := capsys.readouterr().out) and "no updates" in said
+    assert main(["info", str(tmp_path)]) == 1 and "is a folder" in capsys.readouterr().err
+    clad.OCSVM().fit(ROWS).save(tmp_path / "rows.clad")
+    assert main(["info", str(tmp_path / "rows.clad")]) == 0 and "for rows of 6 numbers" in capsys.readouterr().out
