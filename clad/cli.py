@@ -108,7 +108,8 @@ def _own_folders(commands: Any) -> None:
                           "CLAD)")
     fit.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, in place of the rule")
     fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter of the detector")
-    fit.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same model (default: 0)")
+    fit.add_argument("--seed", type=int, default=0, metavar="N",
+                     help="the same seed and number of threads, the same model (default: 0)")
     score = commands.add_parser("score", allow_abbrev=False, help="score a folder with a fitted detector",
                                 epilog=_SCORE, formatter_class=_AS_WRITTEN)
     score.add_argument("--out", required=True, metavar="CSV", help="file for the table, strangest first")
@@ -161,7 +162,8 @@ def _further_commands(commands: Any) -> None:
     suspects.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, not by the rule")
     suspects.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                           help="any parameter of the detector")
-    suspects.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same list (default: 0)")
+    suspects.add_argument("--seed", type=int, default=0, metavar="N",
+                          help="the same seed and number of threads, the same list (default: 0)")
     suspects.set_defaults(n_clusters=None, alpha=None)
     _reading_flags(suspects)
 
@@ -250,14 +252,20 @@ def default_detector() -> tuple[str, dict[str, Any], str]:
                             "'clad-detector[encoder]', in a clone pip install '.[encoder]'")
 
 # %% ../nbs/49_cli.ipynb #49f00001
-def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
-    "An unfitted detector. ValueError for a name or a parameter that is not there."
+def _kinds() -> dict[str, Any]:
+    "All detectors by their names."
     import clad
     from clad.base import Detector
-    from clad.training import Stage
 
     kinds = {n: getattr(clad, n) for n in clad.__all__}
-    kinds = {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Detector) and k is not Detector}
+    return {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Detector) and k is not Detector}
+
+
+def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
+    "An unfitted detector. ValueError for a name or a parameter that is not there."
+    from clad.training import Stage
+
+    kinds = _kinds()
     if name is not None and name not in kinds:
         raise ValueError(f"there is no detector {name!r}: choose one of {', '.join(sorted(kinds))} (--detector)")
     own, given = ("CLAD" if settings else default_detector()[0]), {} if name or settings else default_detector()[1]
@@ -265,7 +273,10 @@ def _named_detector(name: str | None, settings: str | None, wanted: dict[str, An
     if unknown := sorted(set(wanted) - set(kind().get_params())):
         able = [n for n, k in sorted(kinds.items()) if unknown[0] in k().get_params()]
         hint = f" or name a detector that has it: --detector {' or '.join(able)}" if able else ""
-        raise ValueError(f"{kind.__name__} has no parameter {unknown[0]!r}: leave it out{hint}")
+        near = difflib.get_close_matches(unknown[0], kind().get_params(), 1)
+        hint = (f"is {near[0]} meant? " if near else "") + f"Leave it out{hint}"
+        raise ValueError(f"{kind.__name__} has no parameter {unknown[0]!r}: {hint}; it has "
+                         + ", ".join(sorted(kind().get_params(deep=False))))
     if whole := [key for key in wanted if isinstance(kind().get_params()[key], Stage)]:
         part = whole[0]
         raise ValueError(f"{part} is a part of {kind.__name__}: set a parameter of it, as in {part}__NAME=VALUE")
@@ -336,13 +347,28 @@ def _bars(words: argparse.Namespace) -> bool:
     return sys.stderr.isatty() and not words.quiet
 
 # %% ../nbs/49_cli.ipynb #e25aa3f8
+def _tell_places(words: argparse.Namespace, found: Any, say: Any) -> None:
+    "Say what comes from which sub-folder, and before a fit which of these is no folder of normal pictures by its name."
+    from clad.folders import sub_folders
+
+    if places := sub_folders(found):
+        more = f", ... ({len(places):,} sub-folders)" if len(places) > 6 else ""
+        say("from " + ", ".join(f"{place}: {n:,}" for place, n in list(places.items())[:6]) + more)
+    odd = r"bad|tests?|ground[ _-]?truth|masks?|(anomal|abnormal|defect).*"
+    if words.command in ("fit", "update") and (
+            named := [place for place in places if any(re.fullmatch(odd, part.lower()) for part in place.split("/"))]):
+        say(f"warning: {', '.join(named[:6])}: are these normal pictures? Only normal ones belong here; by their names "
+            "they are none. Name the sub-folder of the normal ones alone")
+
+
 def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = None) -> Any:
     "The pictures of the folder; what they are and take is said before they are read, what was left out after."
-    from clad.folders import carry_out, endings_told, plan
+    from clad.folders import carry_out, counted, endings_told, plan
 
     decided = plan(words.folder, size, "L" if words.grey else None, like=like, strict=words.strict,
                    cache=words.cache_dir or "auto", verbose=_bars(words))
     say(decided)
+    _tell_places(words, decided.scan, say)
     if decided.scan.others:
         names = "file that is no picture by its name" if decided.scan.others == 1 else (
             "files that are no pictures by their names")
@@ -352,7 +378,7 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
         say(f"left out: {why}")
     if len(pictures.skipped) > 5:
         where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out, "suspects": words.out}
-        say(f"left out: {len(pictures.skipped) - 5} more files, all named in "
+        say(f"left out: {counted(len(pictures.skipped) - 5, 'more file')}, all named in "
             + where.get(words.command, f'the last of the "updates" in the fit_report_ of {words.out or words.model}'))
     return pictures
 
@@ -418,7 +444,7 @@ def _fit(words: argparse.Namespace) -> None:
         pictures = _read(words, say, size=words.size)
         groups = _groups(words, pictures)
         shares = _share_out(detector, pictures.images, groups, wanted)
-        reason = "" if words.detector or words.settings else f" ({why})"
+        reason = "" if words.detector or words.settings or "encoder" in wanted else f" ({why})"
         long = "; some minutes (--set budget=20000: sooner, and less sure)" if "budget" in detector.get_params() else ""
         say(f"fitting {name}{reason} on {shares}" + long * ("budget" not in wanted))
         begun = time.monotonic()
@@ -448,7 +474,7 @@ def _load(words: argparse.Namespace) -> Any:
 def _score(words: argparse.Namespace) -> None:
     "Score a folder, write the table and the page, and print what stands out."
     from clad.files import is_poured_into
-    from clad.folders import amount
+    from clad.folders import amount, counted
     from clad.report import score_pictures, write_scores
     from clad.training import fingerprints
 
@@ -466,14 +492,15 @@ def _score(words: argparse.Namespace) -> None:
             say(f"{words.report} will hold a page in HTML, which is opened by its name where that ends in .html")
         pictures = _read(words, say, like=detector)
         if known := int(detector._were_learnt(fingerprints(pictures.images)).sum()):
-            say(f"{known:,} of {len(pictures):,} pictures were learnt from: they look too normal to be flagged")
+            say(f"{known:,} of {counted(len(pictures), 'picture')} {'was' if known == 1 else 'were'} learnt from, and "
+                "will look too normal to be flagged")
         table = score_pictures(detector, pictures.images, pictures.files, words.fdr, _bars(words))
         write_scores(words.out, table, pictures.skipped)
         page = None if words.report is None else _page(words, detector, table, pictures, say)
-        if table.flagged.mean() > 0.5:
+        if len(table) > 1 and table.flagged.mean() > 0.5:
             say("more than half of the pictures are flagged: are they of the kind that the model was fitted on?")
     rule = f"fdr {words.fdr:g}" if words.fdr else f"alpha {detector.alpha:g}"
-    print(f"{words.out}: {table.flagged.sum():,} of {len(table):,} pictures flagged at {rule}")
+    print(f"{words.out}: {table.flagged.sum():,} of {counted(len(table), 'picture')} flagged at {rule}")
     if page is not None:
         print(f"{words.report}: {amount(page.stat().st_size)}")
     strangest = table.sort_values(["p_value", "score"], ascending=[True, False]).head(3)
@@ -482,12 +509,14 @@ def _score(words: argparse.Namespace) -> None:
 # %% ../nbs/49_cli.ipynb #5d3d10df
 def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, say: Any) -> Path:
     "Write the page, with reasons for the strangest flagged pictures where the model file keeps examples."
+    from clad.folders import counted
     from clad.report import reasons_for, write_report
 
     count = min(words.reasons, int(table.flagged.sum()))
     reasons = reasons_for(detector) if count else None
     if reasons is not None:
-        say(f"reasons for {count} of {table.flagged.sum():,} flagged pictures, by {len(reasons.images)} normal ones")
+        found = counted(int(table.flagged.sum()), "flagged picture")
+        say(f"reasons for {count} of {found}, by {len(reasons.images)} normal ones")
     elif count:
         say("no reasons: the model file keeps no normal pictures (`clad fit` of this version puts some into it)")
     return write_report(words.report, detector, table, pictures.images, reasons=reasons, explained=count, fdr=words.fdr,
@@ -497,6 +526,7 @@ def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, s
 def _update(words: argparse.Namespace) -> None:
     "Take more normal pictures into a fitted detector and write it back; of several at once each waits for the others."
     from clad.files import is_poured_into, locked
+    from clad.folders import counted
 
     detector, out = _load(words), words.model if words.out is None else words.out
     _check_file(out, "--out", model=True)
@@ -519,14 +549,15 @@ def _update(words: argparse.Namespace) -> None:
             detector.save(out)
     if "warning" in done:    # also where --quiet
         print(f"clad: warning: {done['warning']}", file=sys.stderr)
-    print(f"{out}: {done['images']:,} pictures, {done['remembered']:,} remembered, {done['calibrated']:,} for the "
-          f"threshold, which now rests on {len(detector.calibration_scores_):,}")
+    print(f"{out}: {counted(done['images'], 'picture')}, {done['remembered']:,} remembered, {done['calibrated']:,} for "
+          f"the threshold, which now rests on {len(detector.calibration_scores_):,}")
 
 # %% ../nbs/49_cli.ipynb #5c03547c
 def _suspects(words: argparse.Namespace) -> None:
     "Write which pictures of a folder of normal ones may be none, in the order to look at them."
     from clad.base import usable_device
     from clad.dirty import suspects
+    from clad.folders import counted
     from clad.report import write_table
 
     _check_file(words.out, "--out")
@@ -538,7 +569,7 @@ def _suspects(words: argparse.Namespace) -> None:
         table = suspects(detector, pictures.images, folds=words.folds)
         table.insert(0, "file", [pictures.files[i] for i in table.pop("image")])
         write_table(words.out, table, pictures.skipped)
-    print(f"{words.out}: {len(table):,} pictures, the most suspect first")
+    print(f"{words.out}: {counted(len(table), 'picture')}, the most suspect first")
     print(*(f"  stranger than {row.stranger_than:.0%}  {_plain(row.file)}" for row in table.head(3).itertuples()),
           sep="\n")
 
@@ -546,7 +577,7 @@ def _suspects(words: argparse.Namespace) -> None:
 def _info(words: argparse.Namespace) -> None:
     "Print what a model file holds."
     from clad.base import _read, load
-    from clad.folders import amount, counted
+    from clad.folders import amount, counted, measured
 
     header, detector = _read(words.model)[0], load(words.model, device="cpu")
     report, saved, shape = detector.fit_report_, header.get("saved"), detector.image_shape_
@@ -557,7 +588,7 @@ def _info(words: argparse.Namespace) -> None:
     lines = [f"{words.model}: {type(detector).__name__}, {amount(Path(words.model).stat().st_size)}",
              f"saved {saved['date']} by " + ", ".join(f"{k} {v}" for k, v in saved.items() if k != "date") if saved
              else "saved by a version that wrote no date",
-             f"for pictures {shape[1]} high, {shape[2]} wide, {'grey' if shape[0] == 1 else 'RGB'}" if len(shape) == 3
+             f"for pictures of {measured(*shape[1:])} pixels, {'grey' if shape[0] == 1 else 'RGB'}" if len(shape) == 3
              else f"for rows of {counted(shape[0], 'number')}"]
     if folder := report.get("folder"):
         lines.append(f"fitted on {counted(folder['pictures'], 'picture')} of a folder; {folder['skipped']:,} left out")
@@ -845,6 +876,16 @@ def _results_aside(words: argparse.Namespace) -> Iterator[None]:
         yield
 
 
+def _meant(word: str, flags: list[str]) -> str:
+    "What an unknown flag was probably meant to be: a flag, or a parameter of a detector, or nothing."
+    known = {}
+    if "--set" in flags and word.startswith("--"):
+        known = {name: f"--set {name}=..." for kind in _kinds().values() for name in kind().get_params()}
+    known |= {flag.strip("-").replace("-", "_"): flag for flag in flags}
+    near = difflib.get_close_matches(word.strip("-").replace("-", "_"), sorted(known), 1, 0.7)
+    return known[near[0]] if near else ""
+
+
 @contextmanager
 def _any_name_shown() -> Iterator[None]:
     "In the block a letter that the terminal cannot show is written as its code, and is no failure."
@@ -876,9 +917,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setattr(sys, name, open(os.devnull, "w"))
     words, unknown = _parser().parse_known_args(arguments)
     if unknown:    # the usage of this command, and the flag that was probably meant
-        flags = re.findall(r"--[\w-]+", words.own.format_usage())
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
-        words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near[0]} meant?" if near else ""))
+        near = _meant(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", words.own.format_usage()))
+        words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near} meant?" if near else ""))
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
                 "update": _update, "suspects": _suspects, "info": _info}
     try:

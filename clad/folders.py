@@ -36,8 +36,8 @@ from clad.images import (
 )
 
 # %% auto #0
-__all__ = ['Scan', 'shown', 'scan', 'counted', 'endings_told', 'ruled_size', 'Plan', 'amount', 'plan', 'aspect', 'Pictures',
-           'read_pictures', 'carry_out', 'prepare']
+__all__ = ['Scan', 'shown', 'scan', 'counted', 'measured', 'sub_folders', 'endings_told', 'ruled_size', 'Plan', 'amount', 'plan',
+           'aspect', 'Pictures', 'read_pictures', 'carry_out', 'prepare']
 
 # %% ../nbs/40_folders.ipynb #82c1d8ff
 @dataclass(frozen=True)
@@ -114,6 +114,17 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
+def measured(height: int, width: int) -> str:
+    "A size in words that leave no doubt which number is which."
+    return f"{height}x{width}" if height == width else f"{height} high, {width} wide"
+
+
+def sub_folders(found: Scan) -> dict[str, int]:
+    "How many pictures lie in which sub-folder; empty where all of them lie in the folder itself."
+    counts = Counter(path.relative_to(found.folder).parent.as_posix() for path in found.files)
+    return {} if set(counts) == {"."} else {shown(place): n for place, n in counts.most_common()}
+
+
 def endings_told(endings: dict[str, int]) -> str:
     "Ends of the names of files that are no pictures, in words, and what to do about photographs among them."
     told = ", ".join(f"{n:,} {shown(end) or 'without an ending'}" for end, n in list(endings.items())[:6])
@@ -160,11 +171,12 @@ class Plan:
     def __str__(self) -> str:
         kinds = Counter(self.scan.sizes).most_common()
         found = ", ".join(f"{n:,} of {h}x{w}" for (h, w), n in kinds[:3]) + (", ..." if len(kinds) > 3 else "")
-        found = f"all {kinds[0][0][0]}x{kinds[0][0][1]}" if len(kinds) == 1 else found
+        found += " pixels" + " (height x width)" * any(h != w for (h, w), _ in kinds[:3])
+        found = f"all {measured(*kinds[0][0])} pixels" if len(kinds) == 1 and len(self.scan.files) > 1 else found
         kept = kinds == [(self.size, len(self.scan.files))]
-        done = "kept" if kept else f"resized to {self.size[0]}x{self.size[1]} ({self.why})"
+        done = "kept" if kept else f"resized to {measured(*self.size)} ({self.why})"
         place = f"streamed through a file in {shown(self.cache)}" if self.cache else "in memory"
-        return (f"{len(self.scan.files):,} pictures in {shown(self.scan.folder)}, {found} pixels, {done}, "
+        return (f"{counted(len(self.scan.files), 'picture')} in {shown(self.scan.folder)}, {found}, {done}, "
                 f"{'grey' if self.mode == 'L' else 'RGB'}: {amount(self.nbytes)} {place}")
 
 # %% ../nbs/40_folders.ipynb #966237a1

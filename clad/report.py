@@ -46,8 +46,9 @@ def score_pictures(detector: Detector, images: np.ndarray, files: list[str] | tu
     detector.offset_  # noqa: B018  the sentence about too few held-out images comes before the work
     known = len(np.unique(detector.calibration_groups_))
     if fdr is not None and known < least_groups(fdr):
-        raise ValueError(f"{known} held-out pictures cannot promise fdr={fdr:g}: no p-value is below "
-                         f"{1 / (known + 1):.3g}; it takes {least_groups(fdr)} of them")
+        raise ValueError(f"{known} held-out pictures cannot promise fdr={fdr:g}: even the strangest picture gets a "
+                         f"p-value of {1 / (known + 1):.3g} with so few; it takes {least_groups(fdr)} of them (update "
+                         "the model with more normal pictures), or a larger fdr")
     scores, classes = [], []
     with tqdm(total=len(images), desc="scoring", unit="picture", disable=not verbose) as bar:
         for start in range(0, len(images), block):
@@ -60,8 +61,12 @@ def score_pictures(detector: Detector, images: np.ndarray, files: list[str] | tu
     alpha = as_written(detector.alpha)
     flagged = p <= alpha + 1e-9 if fdr is None else discovered(p, fdr)
     if fdr is not None and not flagged.any() and (few := math.ceil(len(p) / (fdr * (known + 1)) - 1e-9)) > 1:
-        warnings.warn(f"fewer than {few} of {len(p)} pictures cannot be flagged at fdr={fdr:g}: with {known} held-out "
-                      f"pictures no p-value is below {1 / (known + 1):.3g}", UserWarning, stacklevel=2)
+        able = f"at least {few} of these {len(p)} pictures must look that strange" if few <= len(p) else (
+            f"no picture of {len(p)} can be flagged")
+        warnings.warn(f"none is flagged at fdr={fdr:g}, which may be for want of held-out pictures: with {known} of "
+                      f"them even the strangest picture gets a p-value of {1 / (known + 1):.3g}, and {able} before any "
+                      "is flagged; update the model with more normal pictures, or flag by alpha", UserWarning,
+                      stacklevel=2)
     named = [None] * len(p) if classes[0] is None else np.concatenate(classes)
     return pd.DataFrame({"file": list(files), "score": -normality, "p_value": p, "hidden_class": named,
                          "flagged": flagged})

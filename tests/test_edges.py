@@ -415,6 +415,9 @@ class Plain(clad.base.Detector):
 
 @pytest.mark.parametrize("words, said", [
     ("fit here --out m.clad --detektor CLAD", "is --detector meant?"), ("list --foo", "unknown: --foo"),
+    ("fit here --out m.clad --budget 3000", "is --set budget=... meant?"),
+    ("fit here --out m.clad --budgt=3000", "is --set budget=... meant?"),
+    ("score m.clad here --out s.csv --budget 3", "unknown: --budget 3\n"),
     ("reproduce --methodz CLAD", "usage: clad reproduce")])
 def test_a_misspelt_flag_gets_the_usage_of_its_command(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -1067,7 +1070,7 @@ def test_a_model_file_is_described(model, tmp_path, capsys):
     assert main(["info", str(tmp_path / "m.clad")]) == 0
     said = capsys.readouterr().out
     for words in ("m.clad: CLADPlus, ", f"by clad {clad.__version__}, torch {torch.__version__}, scikit-learn ",
-                  "for pictures 16 high, 16 wide, grey", "alpha 0.2", "With 95% confidence", "member gcn, weight ",
+                  "for pictures of 16x16 pixels, grey", "alpha 0.2", "With 95% confidence", "member gcn, weight ",
                   "1 update, the last of 9 pictures", "warning: 100% of these images were flagged", "  budget = 1000"):
         assert words in said, words
     header, arrays = clad.files.read_bundle(model)
@@ -1078,3 +1081,36 @@ def test_a_model_file_is_described(model, tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 1 and "is a folder" in capsys.readouterr().err
     clad.OCSVM().fit(ROWS).save(tmp_path / "rows.clad")
     assert main(["info", str(tmp_path / "rows.clad")]) == 0 and "for rows of 6 numbers" in capsys.readouterr().out
+
+
+def test_numbers_and_names_are_said_as_a_reader_would(model, tmp_path, capsys):
+    one = save_all(tmp_path / "one", RNG.integers(0, 255, (1, 1, 16, 16)).astype(np.uint8))
+    assert main(["score", str(model), one, "--out", str(tmp_path / "s.csv"), "--report", str(tmp_path / "r.html")]) == 0
+    said = capsys.readouterr()
+    assert "1 picture in " in said.err and "1 of 1 picture flagged" in said.out and "more than half" not in said.err
+    assert "1 pictures" not in said.err + said.out
+    (tmp_path / "wide").mkdir()
+    for i, picture in enumerate(PICTURES[:40]):
+        Image.fromarray(picture[0, :12]).save(tmp_path / "wide" / f"{i}.png")
+    fit = ["fit", str(tmp_path / "wide"), "--out", str(tmp_path / "m.clad"), "--alpha", "0.2"]
+    assert main([*fit, "--set", "budgt=3"]) == 1
+    assert "no parameter 'budgt': is budget meant? Leave it out; it has alpha, budget, " in capsys.readouterr().err
+    assert main([*fit, "--set", "encoder=null", "--set", "budget=1000", "--size", "12", "16"]) == 0
+    said = capsys.readouterr().err
+    assert "all 12 high, 16 wide pixels, kept" in said and "fitting CLADPlus on" in said
+    assert "encoder" not in said
+    assert main(["score", str(model), one, "--out", str(tmp_path / "s.csv"), "--fdr", "0.01"]) == 1
+    assert "20 held-out pictures cannot promise fdr=0.01: even the strangest" in capsys.readouterr().err
+
+
+def test_sub_folders_that_hold_no_normal_pictures_by_their_names_are_announced(tmp_path, capsys):
+    for place, images in (("train/good", PICTURES[:40]), ("test/bad", PICTURES[40:44]), ("Defects", PICTURES[44:46])):
+        (tmp_path / "all" / place).parent.mkdir(parents=True, exist_ok=True)
+        save_all(tmp_path / "all" / place, images)
+    words = ["--out", str(tmp_path / "m.clad"), "--detector", "OCSVM", "--alpha", "0.2"]
+    assert main(["fit", str(tmp_path / "all"), *words]) == 0
+    said = capsys.readouterr().err
+    assert "clad: from train/good: 40, test/bad: 4, Defects: 2\n" in said
+    assert "clad: warning: test/bad, Defects: are these normal pictures?" in said
+    assert main(["fit", str(tmp_path / "all" / "train"), *words]) == 0
+    assert "warning: " not in (said := capsys.readouterr().err) and "clad: from good: 40\n" in said
