@@ -186,6 +186,8 @@ Pictures of one track, burst or object look alike, and a few dozen of them set a
 --groups folder those in the same sub-folder are learnt from or held out together and count as one for the threshold,
 whose promise then is for pictures of a new group; it takes as many groups as it would take pictures (19 at 0.05).
 """
+
+# %% ../nbs/49_cli.ipynb #aeb93131
 _SCORE = """examples:
   clad score model.clad new/ --out scores.csv --report page.html
   clad score model.clad new/ --out scores.csv --report page.html --reasons 100
@@ -382,7 +384,7 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
             + where.get(words.command, f'the last of the "updates" in the fit_report_ of {words.out or words.model}'))
     return pictures
 
-
+# %% ../nbs/49_cli.ipynb #c3cb1f02
 def _check_file(path: str, flag: str, model: bool = False) -> None:
     """OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture, or a
     model and none is to be written."""
@@ -470,7 +472,7 @@ def _load(words: argparse.Namespace) -> Any:
         detector.set_params(alpha=words.alpha)
     return detector
 
-
+# %% ../nbs/49_cli.ipynb #ea566f90
 def _score(words: argparse.Namespace) -> None:
     "Score a folder, write the table and the page, and print what stands out."
     from clad.files import is_poured_into

@@ -157,7 +157,7 @@ def is_bundle(path: str | os.PathLike) -> bool:
                 return file.read(1) == b"{" and b'"__metadata__":{"clad":' in file.read(min(length, 2**27))
     return False
 
-
+# %% ../nbs/50_files.ipynb #30728a5c
 def read_bundle(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a file that `write_bundle` wrote.
 

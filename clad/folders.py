@@ -247,7 +247,7 @@ def _fitted_mode(shape: tuple[int, ...], mode: str | None) -> str:
         raise ValueError("the detector was fitted on RGB pictures and scores no grey ones: leave out mode='L' (--grey)")
     return "L" if shape[0] == 1 else "RGB"
 
-
+# %% ../nbs/40_folders.ipynb #aa02ca8d
 def aspect(sizes: Iterable[tuple[int, int]]) -> float:
     "How many times as wide as high pictures of these (height, width) are, the median."
     return round(float(np.median([width / height for height, width in sizes])), 4)
