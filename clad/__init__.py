@@ -28,7 +28,7 @@ _HOMES = {
     "dirty": ("suspects",),
     "encoder": ("EncoderKNN", "EncoderNeighbours"),
     "floors": ("GCN", "HOG", "Patches"),
-    "folders": ("read_pictures",),
+    "folders": ("prepare", "read_pictures"),
     "howmany": ("suggest_n_clusters",),
     "images": ("from_folder",),
     "monitor": ("DriftMonitor",),
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from clad.floors import GCN as GCN
     from clad.floors import HOG as HOG
     from clad.floors import Patches as Patches
+    from clad.folders import prepare as prepare
     from clad.folders import read_pictures as read_pictures
     from clad.howmany import suggest_n_clusters as suggest_n_clusters
     from clad.images import from_folder as from_folder

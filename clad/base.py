@@ -13,16 +13,19 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import validate_data
 
+from . import __version__
 from clad.conformal import (
     Certificate,
     certify,
@@ -87,10 +90,15 @@ def _named(value: Any) -> Any:
 
 
 def find_class(module: str, name: str, kind: type) -> type:
-    "A class by name, out of this package or out of a module that is imported already; ValueError where there is none."
+    """A class by name, out of this package or out of a module that is imported already; ValueError where there is none,
+    ImportError where the module is there and cannot be imported."""
     own, found = module.split(".")[0] == "clad", None
-    with suppress(ImportError):    # a module of another version
+    try:
         found = getattr(importlib.import_module(module) if own else sys.modules.get(module), name, None)
+    except ImportError as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing != module and not module.startswith(f"{missing}."):    # else a module of another version
+            raise ImportError(f"{module}, which it needs, cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
         hint = "" if own else f"; import {module} first"
         raise ValueError(f"it names {module}.{name}, which is no {kind.__name__.lower()} that is known here{hint}")
@@ -330,8 +338,7 @@ class Decisions:
         the fit, a calibration or an update has seen (not rows of numbers, which may well be alike), or that come
         twice, count once: a warning says how many, ValueError where there are no others (picked ones with a memory are
         remembered again, without a word). Warns where more than half were flagged before.
-        Returns self; `fit_report_["updates"]` says what was done. What fails changes
-        nothing.
+        Returns self; `fit_report_["updates"]` says what was done, that warning included. What fails changes nothing.
         """
         self._check_alpha()
         scores = self.score_samples(X)
@@ -341,16 +348,18 @@ class Decisions:
         new = np.ones(len(images), bool) if again else self._unseen(prints)
         if not new.all():
             images, scores, prints, names = images[new], scores[new], prints[new], numbered(names[new], new.sum())
-        if not picked and hasattr(self, "calibration_scores_") and not self._too_few():
-            flagged = (scores < self.offset_).mean()
-            if flagged > 0.5:
-                warnings.warn(f"{type(self).__name__}: {flagged:.0%} of these images were flagged before this update: "
-                              "are they normal? What is taken in will not be flagged again.", UserWarning, stacklevel=2)
+        judged = not picked and hasattr(self, "calibration_scores_") and not self._too_few()
+        doubt = {}
+        if judged and (flagged := float((scores < self.offset_).mean())) > 0.5:
+            doubt = {"flagged": flagged, "warning": f"{flagged:.0%} of these images were flagged before this update: "
+                     "are they normal? What is taken in will not be flagged again."}
+            warnings.warn(f"{type(self).__name__}: {doubt['warning']}", UserWarning, stacklevel=2)
         before = {k: copy.copy(v) if isinstance(v, Stage) else copy.deepcopy(v) if k == "fit_report_" else v
                   for k, v in vars(self).items()}
         try:
             with _nameless(self):
                 self._take_in(images, scores, names, prints, picked)
+            self.fit_report_["updates"][-1].update(doubt)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -651,7 +660,8 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         "The inverse of `_get_state`."
 
     def save(self, path) -> None:
-        """Write the fitted detector to one file; `cache_dir`, a folder of this machine, is left out.
+        """Write the fitted detector to one file, with the versions that wrote it and the date; `cache_dir`, a folder of
+        this machine, is left out.
 
         Raises NotFittedError before a fit, FileNotFoundError where the folder does not exist.
         """
@@ -670,7 +680,7 @@ class Detector(Decisions, OutlierMixin, BaseEstimator):
         write_bundle(path, arrays, {
             "format": FORMAT, "class": type(self).__name__, "module": type(self).__module__, "state": meta,
             "parameters": {**self._fitted_with, "alpha": as_written(self.alpha)}, "stages": parts,
-            "image_shape": self.image_shape_, "fit_report": self.fit_report_,
+            "image_shape": self.image_shape_, "fit_report": self.fit_report_, "saved": _made_with(),
             "columns": getattr(self, "feature_names_in_", np.empty(0)).tolist()})
 
     @classmethod
@@ -683,6 +693,12 @@ FORMAT = 2  # of saved detectors
 _KEPT = ("held_out", "calibration_scores", "calibration_groups", "calibration_clusters", "examples", "seen",
          "learnt_prints")
 _OF_SKLEARN = {"_metadata_request", "_parent_callback_ctx", "_skl_callbacks", "_sklearn_output_config"}
+
+
+def _made_with() -> dict[str, str]:
+    "Versions and the date, for the header of a file; so files of equal fits are not equal byte by byte."
+    return {"clad": __version__, "torch": torch.__version__, "scikit-learn": sklearn.__version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _are_rows(X: Any) -> bool:

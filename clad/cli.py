@@ -35,6 +35,8 @@ _EXAMPLES = """your own pictures, normal ones only to begin with:
   clad fit good/ --out model.clad                                  learn what is normal
   clad score model.clad new/ --out scores.csv --report page.html   what is strange in another folder, and a page of it
   clad update model.clad more-good/                                fifty more normal pictures came in
+  clad info model.clad                                             what is in the file, and what it certifies
+  clad suspects good/ --out list.csv                               what may not belong into the folder of normal ones
 
 the paper:
   clad list                       what there is
@@ -96,7 +98,7 @@ def _own_folders(commands: Any) -> None:
     "The grammar of fit, score and update."
     fit = commands.add_parser("fit", allow_abbrev=False, help="learn from a folder of normal pictures", epilog=_FIT,
                               formatter_class=_AS_WRITTEN)
-    fit.add_argument("folder", help="normal pictures; sub-folders are read too, their names mean nothing")
+    fit.add_argument("folder", help="normal pictures; sub-folders are read too (see --groups)")
     fit.add_argument("--out", required=True, metavar="MODEL", help="file for the fitted detector, as model.clad")
     fit.add_argument("--detector", metavar="NAME",
                      help="CLAD, DeepSVDD, ... (default: the best that is here; CLAD with --settings)")
@@ -106,7 +108,8 @@ def _own_folders(commands: Any) -> None:
                           "CLAD)")
     fit.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, in place of the rule")
     fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter of the detector")
-    fit.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same model (default: 0)")
+    fit.add_argument("--seed", type=int, default=0, metavar="N",
+                     help="the same seed and number of threads, the same model (default: 0)")
     score = commands.add_parser("score", allow_abbrev=False, help="score a folder with a fitted detector",
                                 epilog=_SCORE, formatter_class=_AS_WRITTEN)
     score.add_argument("--out", required=True, metavar="CSV", help="file for the table, strangest first")
@@ -118,7 +121,11 @@ def _own_folders(commands: Any) -> None:
                                  epilog=_UPDATE, formatter_class=_AS_WRITTEN)
     update.add_argument("--picked", action="store_true", help="a person chose them: false alarms that are fine")
     update.add_argument("--out", metavar="MODEL", help="write another file, and leave the model as it is")
+    for command in (fit, update):
+        command.add_argument("--groups", choices=["folder"], help="pictures of one sub-folder belong together")
+    update.add_argument("--yes", action="store_true", help="take them in even where the model flags more than half")
     _common_flags(fit, score, update)
+    _further_commands(commands)
 
 # %% ../nbs/49_cli.ipynb #10100282
 def _common_flags(fit: Any, score: Any, update: Any) -> None:
@@ -130,11 +137,35 @@ def _common_flags(fit: Any, score: Any, update: Any) -> None:
         command.add_argument("--alpha", type=float, metavar="A", help="tolerated false-alarm rate (default: "
                              + ("0.05)" if command is fit else "that of the fit)"))
     for command in (fit, score, update):
-        command.add_argument("--grey", action="store_true", help="make coloured pictures grey")
-        command.add_argument("--strict", action="store_true", help="refuse a folder with a broken file")
-        command.add_argument("--cache-dir", metavar="FOLDER", help="stream the pictures through a file there")
-        command.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-        command.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
+        _reading_flags(command)
+
+
+def _reading_flags(command: Any) -> None:
+    "How a folder is read."
+    command.add_argument("--grey", action="store_true", help="make coloured pictures grey")
+    command.add_argument("--strict", action="store_true", help="refuse a folder with a broken file")
+    command.add_argument("--cache-dir", metavar="FOLDER", help="stream the pictures through a file there")
+    command.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    command.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
+
+
+def _further_commands(commands: Any) -> None:
+    "The grammar of suspects and info."
+    info = commands.add_parser("info", allow_abbrev=False, help="what a model file holds")
+    info.add_argument("model", help="file that `clad fit` has written")
+    suspects = commands.add_parser("suspects", allow_abbrev=False, epilog=_SUSPECTS, formatter_class=_AS_WRITTEN,
+                                   help="which pictures of a folder of normal ones may be none")
+    suspects.add_argument("folder", help="pictures that are thought to be normal; sub-folders are read too")
+    suspects.add_argument("--out", required=True, metavar="CSV", help="file for the list, the most suspect first")
+    suspects.add_argument("--detector", metavar="NAME", default="GCN", help="by which (default: GCN, which is quick)")
+    suspects.add_argument("--folds", type=int, default=5, metavar="N", help="parts of the folder (default: 5)")
+    suspects.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width, not by the rule")
+    suspects.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                          help="any parameter of the detector")
+    suspects.add_argument("--seed", type=int, default=0, metavar="N",
+                          help="the same seed and number of threads, the same list (default: 0)")
+    suspects.set_defaults(n_clusters=None, alpha=None)
+    _reading_flags(suspects)
 
 # %% ../nbs/49_cli.ipynb #1ae15a5e
 _FIT = """examples:
@@ -150,7 +181,13 @@ normal pictures is flagged. Pictures get one size: the medians of the folder, at
 Broken files are left out; the first five are named, and all of them in the model file, for Python as
 load(MODEL).fit_report_["folder"]["left_out"]. What a large folder takes is said first; it is streamed from disk. The
 model file keeps up to 200 of the pictures that were not learnt from, to explain others by.
+
+Pictures of one track, burst or object look alike, and a few dozen of them set a threshold no better than one. With
+--groups folder those in the same sub-folder are learnt from or held out together and count as one for the threshold,
+whose promise then is for pictures of a new group; it takes as many groups as it would take pictures (19 at 0.05).
 """
+
+# %% ../nbs/49_cli.ipynb #aeb93131
 _SCORE = """examples:
   clad score model.clad new/ --out scores.csv --report page.html
   clad score model.clad new/ --out scores.csv --report page.html --reasons 100
@@ -164,14 +201,26 @@ that no spreadsheet takes it for a formula.
 The page shows the strangest flagged pictures beside normal ones that the model file keeps, and where in them the score
 comes from; the first takes the time of some 3,000 scores, each further one that of 50; --reasons 0 leaves them out.
 """
+_SUSPECTS = """examples:
+  clad suspects good/ --out list.csv
+  clad suspects good/ --out list.csv --detector CLADPlus --set budget=20000
+
+A detector is fitted on four fifths of the pictures and judges the last fifth, five times over. The list has a row for
+each file, in the order to look at them: stranger_than (the share of its fifth that looks more normal) and score (lower
+is stranger). It is a list to look at: a rare but normal picture is on it, too. Take out what does not belong, then fit.
+"""
 _UPDATE = """examples:
   clad update model.clad more-good/
   clad update model.clad false-alarms/ --picked
   clad update model.clad more-good/ --out new-model.clad
+  clad update model.clad more-tracks/ --groups folder
 
 The pictures must be normal and new: those that were in the folder of the fit, or in an earlier update, are left out,
 and that is said. Half of the others enter the memory of a detector that has one, the rest the calibration; nothing is
-fitted again. The model file is replaced at once or not at all.
+fitted again. The model file is replaced at once or not at all. Where the model as it is flags more than half of them,
+they are refused, because what is taken in will not be flagged again; --yes takes them in all the same.
+With --groups folder the pictures of a sub-folder are remembered or calibrate together and count as one for the
+threshold; a group of an update is another than those of the fit, so leave no pictures of one track for later.
 """
 
 # %% ../nbs/49_cli.ipynb #8d64095c
@@ -205,14 +254,20 @@ def default_detector() -> tuple[str, dict[str, Any], str]:
                             "'clad-detector[encoder]', in a clone pip install '.[encoder]'")
 
 # %% ../nbs/49_cli.ipynb #49f00001
-def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
-    "An unfitted detector. ValueError for a name or a parameter that is not there."
+def _kinds() -> dict[str, Any]:
+    "All detectors by their names."
     import clad
     from clad.base import Detector
-    from clad.training import Stage
 
     kinds = {n: getattr(clad, n) for n in clad.__all__}
-    kinds = {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Detector) and k is not Detector}
+    return {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Detector) and k is not Detector}
+
+
+def _named_detector(name: str | None, settings: str | None, wanted: dict[str, Any]) -> Any:
+    "An unfitted detector. ValueError for a name or a parameter that is not there."
+    from clad.training import Stage
+
+    kinds = _kinds()
     if name is not None and name not in kinds:
         raise ValueError(f"there is no detector {name!r}: choose one of {', '.join(sorted(kinds))} (--detector)")
     own, given = ("CLAD" if settings else default_detector()[0]), {} if name or settings else default_detector()[1]
@@ -220,7 +275,10 @@ def _named_detector(name: str | None, settings: str | None, wanted: dict[str, An
     if unknown := sorted(set(wanted) - set(kind().get_params())):
         able = [n for n, k in sorted(kinds.items()) if unknown[0] in k().get_params()]
         hint = f" or name a detector that has it: --detector {' or '.join(able)}" if able else ""
-        raise ValueError(f"{kind.__name__} has no parameter {unknown[0]!r}: leave it out{hint}")
+        near = difflib.get_close_matches(unknown[0], kind().get_params(), 1)
+        hint = (f"is {near[0]} meant? " if near else "") + f"Leave it out{hint}"
+        raise ValueError(f"{kind.__name__} has no parameter {unknown[0]!r}: {hint}; it has "
+                         + ", ".join(sorted(kind().get_params(deep=False))))
     if whole := [key for key in wanted if isinstance(kind().get_params()[key], Stage)]:
         part = whole[0]
         raise ValueError(f"{part} is a part of {kind.__name__}: set a parameter of it, as in {part}__NAME=VALUE")
@@ -249,13 +307,13 @@ def _wanted(words: argparse.Namespace) -> dict[str, Any]:
     return flags
 
 # %% ../nbs/49_cli.ipynb #4d33de29
-def _check_number(n: int, held: int, alpha: float) -> None:
+def _check_number(n: int, held: int, alpha: float, what: str = "different pictures") -> None:
     "ValueError, before anything is fitted, where the pictures that are held out can set no threshold."
     from clad.conformal import least_groups, rounded_up
 
     more = ", hold out more of them (--set calibration_fraction=0.5)" if held < n // 2 else ""
     if held < (least := least_groups(alpha)):
-        raise ValueError(f"{n} different pictures are too few for a false-alarm rate of {alpha:g}: {least} must set "
+        raise ValueError(f"{n} {what} are too few for a false-alarm rate of {alpha:g}: {least} must set "
                          f"the threshold and {held} can; give {2 * least} or more{more}, or ask for --alpha "
                          f"{rounded_up(1 / (held + 1))}")
 
@@ -291,32 +349,52 @@ def _bars(words: argparse.Namespace) -> bool:
     return sys.stderr.isatty() and not words.quiet
 
 # %% ../nbs/49_cli.ipynb #e25aa3f8
+def _tell_places(words: argparse.Namespace, found: Any, say: Any) -> None:
+    "Say what comes from which sub-folder, and before a fit which of these is no folder of normal pictures by its name."
+    from clad.folders import sub_folders
+
+    if places := sub_folders(found):
+        more = f", ... ({len(places):,} sub-folders)" if len(places) > 6 else ""
+        say("from " + ", ".join(f"{place}: {n:,}" for place, n in list(places.items())[:6]) + more)
+    odd = r"bad|tests?|ground[ _-]?truth|masks?|(anomal|abnormal|defect).*"
+    if words.command in ("fit", "update") and (
+            named := [place for place in places if any(re.fullmatch(odd, part.lower()) for part in place.split("/"))]):
+        say(f"warning: {', '.join(named[:6])}: are these normal pictures? Only normal ones belong here; by their names "
+            "they are none. Name the sub-folder of the normal ones alone")
+
+
 def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = None) -> Any:
     "The pictures of the folder; what they are and take is said before they are read, what was left out after."
-    from clad.folders import carry_out, plan
+    from clad.folders import carry_out, counted, endings_told, plan
 
     decided = plan(words.folder, size, "L" if words.grey else None, like=like, strict=words.strict,
                    cache=words.cache_dir or "auto", verbose=_bars(words))
     say(decided)
+    _tell_places(words, decided.scan, say)
     if decided.scan.others:
-        say(f"left out: {decided.scan.others:,} files that are no pictures by their names")
+        names = "file that is no picture by its name" if decided.scan.others == 1 else (
+            "files that are no pictures by their names")
+        say(f"left out: {decided.scan.others:,} {names} ({endings_told(decided.scan.endings)})")
     pictures = carry_out(decided, words.strict, _bars(words))
     for why in list(pictures.skipped.values())[:5]:
         say(f"left out: {why}")
     if len(pictures.skipped) > 5:
-        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out}
-        say(f"left out: {len(pictures.skipped) - 5} more files, all named in "
+        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out, "suspects": words.out}
+        say(f"left out: {counted(len(pictures.skipped) - 5, 'more file')}, all named in "
             + where.get(words.command, f'the last of the "updates" in the fit_report_ of {words.out or words.model}'))
     return pictures
 
-
-def _check_file(path: str, flag: str) -> None:
-    "OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture."
-    from clad.files import check_folder, is_poured_into
+# %% ../nbs/49_cli.ipynb #c3cb1f02
+def _check_file(path: str, flag: str, model: bool = False) -> None:
+    """OSError, before anything is computed, where a file cannot be written; ValueError where it is a picture, or a
+    model and none is to be written."""
+    from clad.files import check_folder, is_bundle, is_poured_into
     from clad.images import SUFFIXES
 
     if Path(path).suffix.lower() in SUFFIXES:
         raise ValueError(f"{path} has the name of a picture ({flag}): give the file another ending")
+    if not model and is_bundle(path):
+        raise ValueError(f"{path} holds a model ({flag}): give the file a name of its own, or remove the model first")
     if Path(path).is_dir() or not Path(path).name:
         raise OSError(f"{path or 'the empty name'} is no name for a file ({flag})")
     if Path(path).exists() and not os.access(path, os.W_OK):
@@ -331,15 +409,32 @@ def _check_share(share: Any) -> None:
         raise ValueError(f"calibration_fraction is {share!r}: some pictures have to set the threshold and some to be "
                          "learnt from; give a number between 0 and 1")
 
+# %% ../nbs/49_cli.ipynb #4679bbc9
+def _groups(words: argparse.Namespace, pictures: Any) -> list[str] | None:
+    "The sub-folder of each picture, where --groups asks for it."
+    return [name.rpartition("/")[0] for name in pictures.files] if words.groups else None
+
+
+def _share_out(detector: Any, images: Any, groups: list[str] | None, wanted: dict[str, Any]) -> str:
+    "Say how many pictures (groups) a fit learns from, with the share to hold out set; ValueError for too few."
+    from clad.training import fingerprints
+
+    alone = groups is None    # copies are learnt from together, or not
+    n = len({bytes(p) for p in fingerprints(images)} if alone else set(groups))
+    if "calibration_fraction" not in wanted:
+        detector.set_params(calibration_fraction=held_share(n, detector.alpha))
+    held = round(detector.calibration_fraction * n)
+    _check_number(n, held, detector.alpha, *(() if alone else ("groups (sub-folders)",)))
+    return f"{n - held:,} {'pictures' if alone else 'groups (sub-folders)'}; {held:,} set the threshold"
+
 # %% ../nbs/49_cli.ipynb #416062c1
 def _fit(words: argparse.Namespace) -> None:
     "Fit a detector on a folder and write it to a file."
     from clad.base import usable_device
     from clad.folders import amount
     from clad.report import hidden_classes, keep_examples, sort_by_look
-    from clad.training import fingerprints
 
-    _check_file(words.out, "--out")
+    _check_file(words.out, "--out", model=True)
     usable_device(words.device)    # before the pictures are read
     wanted = _wanted(words)
     detector = _named_detector(words.detector, words.settings, wanted)
@@ -349,17 +444,13 @@ def _fit(words: argparse.Namespace) -> None:
     name, why = type(detector).__name__, default_detector()[2]
     with _talk(words) as say:
         pictures = _read(words, say, size=words.size)
-        different = len({bytes(p) for p in fingerprints(pictures.images)})    # copies are learnt from together, or not
-        if "calibration_fraction" not in wanted:
-            detector.set_params(calibration_fraction=held_share(different, detector.alpha))
-        held = round(detector.calibration_fraction * different)
-        _check_number(different, held, detector.alpha)
-        reason = "" if words.detector or words.settings else f" ({why})"
+        groups = _groups(words, pictures)
+        shares = _share_out(detector, pictures.images, groups, wanted)
+        reason = "" if words.detector or words.settings or "encoder" in wanted else f" ({why})"
         long = "; some minutes (--set budget=20000: sooner, and less sure)" if "budget" in detector.get_params() else ""
-        say(f"fitting {name}{reason} on {different - held:,} pictures; {held:,} set the threshold"
-            + long * ("budget" not in wanted))
+        say(f"fitting {name}{reason} on {shares}" + long * ("budget" not in wanted))
         begun = time.monotonic()
-        detector.fit(pictures.images)
+        detector.fit(pictures.images, groups=groups)
         detector.fit_report_["folder"] = {**pictures.facts(), "left_out": list(pictures.skipped)}
         if hidden_classes(detector, pictures.images[:1]) is None:
             sort_by_look(detector, pictures.images)
@@ -381,10 +472,11 @@ def _load(words: argparse.Namespace) -> Any:
         detector.set_params(alpha=words.alpha)
     return detector
 
-
+# %% ../nbs/49_cli.ipynb #ea566f90
 def _score(words: argparse.Namespace) -> None:
     "Score a folder, write the table and the page, and print what stands out."
-    from clad.folders import amount
+    from clad.files import is_poured_into
+    from clad.folders import amount, counted
     from clad.report import score_pictures, write_scores
     from clad.training import fingerprints
 
@@ -397,16 +489,20 @@ def _score(words: argparse.Namespace) -> None:
             raise ValueError(f"{path} ({flag}) is another file of this command: give each a name of its own")
         taken.append(Path(path).resolve())
     with _talk(words) as say:
+        if words.report is not None and not is_poured_into(words.report) and Path(words.report).suffix.lower() not in (
+                ".html", ".htm"):
+            say(f"{words.report} will hold a page in HTML, which is opened by its name where that ends in .html")
         pictures = _read(words, say, like=detector)
         if known := int(detector._were_learnt(fingerprints(pictures.images)).sum()):
-            say(f"{known:,} of {len(pictures):,} pictures were learnt from: they look too normal to be flagged")
+            say(f"{known:,} of {counted(len(pictures), 'picture')} {'was' if known == 1 else 'were'} learnt from, and "
+                "will look too normal to be flagged")
         table = score_pictures(detector, pictures.images, pictures.files, words.fdr, _bars(words))
         write_scores(words.out, table, pictures.skipped)
         page = None if words.report is None else _page(words, detector, table, pictures, say)
-        if table.flagged.mean() > 0.5:
+        if len(table) > 1 and table.flagged.mean() > 0.5:
             say("more than half of the pictures are flagged: are they of the kind that the model was fitted on?")
     rule = f"fdr {words.fdr:g}" if words.fdr else f"alpha {detector.alpha:g}"
-    print(f"{words.out}: {table.flagged.sum():,} of {len(table):,} pictures flagged at {rule}")
+    print(f"{words.out}: {table.flagged.sum():,} of {counted(len(table), 'picture')} flagged at {rule}")
     if page is not None:
         print(f"{words.report}: {amount(page.stat().st_size)}")
     strangest = table.sort_values(["p_value", "score"], ascending=[True, False]).head(3)
@@ -415,12 +511,14 @@ def _score(words: argparse.Namespace) -> None:
 # %% ../nbs/49_cli.ipynb #5d3d10df
 def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, say: Any) -> Path:
     "Write the page, with reasons for the strangest flagged pictures where the model file keeps examples."
+    from clad.folders import counted
     from clad.report import reasons_for, write_report
 
     count = min(words.reasons, int(table.flagged.sum()))
     reasons = reasons_for(detector) if count else None
     if reasons is not None:
-        say(f"reasons for {count} of {table.flagged.sum():,} flagged pictures, by {len(reasons.images)} normal ones")
+        found = counted(int(table.flagged.sum()), "flagged picture")
+        say(f"reasons for {count} of {found}, by {len(reasons.images)} normal ones")
     elif count:
         say("no reasons: the model file keeps no normal pictures (`clad fit` of this version puts some into it)")
     return write_report(words.report, detector, table, pictures.images, reasons=reasons, explained=count, fdr=words.fdr,
@@ -430,22 +528,83 @@ def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, s
 def _update(words: argparse.Namespace) -> None:
     "Take more normal pictures into a fitted detector and write it back; of several at once each waits for the others."
     from clad.files import is_poured_into, locked
+    from clad.folders import counted
 
     detector, out = _load(words), words.model if words.out is None else words.out
-    _check_file(out, "--out")
+    _check_file(out, "--out", model=True)
     target = Path(out).resolve()
     with _talk(words) as say:
+        warnings.filterwarnings("ignore", ".*were flagged before this update")    # said below, or refused
         pictures = _read(words, say, like=detector)
         def waiting() -> None:
             say(f"waiting until another `clad update` has written {out}")
 
         with nullcontext() if is_poured_into(out) else locked(target.with_name(f".{target.name}"), waiting):
             detector = _load(words)    # again: another update may have written it meanwhile
-            done = detector.update(pictures.images, picked=words.picked).fit_report_["updates"][-1]
+            detector.update(pictures.images, _groups(words, pictures), picked=words.picked)
+            done = detector.fit_report_["updates"][-1]
+            if "warning" in done and not words.yes:
+                raise ValueError(f"{done['flagged']:.0%} of these pictures are flagged by the model as it is, and what "
+                                 "is taken in will not be flagged again: look at them (clad score); --yes takes them "
+                                 "in all the same. Nothing was changed")
             done["left_out"] = list(pictures.skipped)
             detector.save(out)
-    print(f"{out}: {done['images']:,} pictures, {done['remembered']:,} remembered, {done['calibrated']:,} for the "
-          f"threshold, which now rests on {len(detector.calibration_scores_):,}")
+    if "warning" in done:    # also where --quiet
+        print(f"clad: warning: {done['warning']}", file=sys.stderr)
+    print(f"{out}: {counted(done['images'], 'picture')}, {done['remembered']:,} remembered, {done['calibrated']:,} for "
+          f"the threshold, which now rests on {len(detector.calibration_scores_):,}")
+
+# %% ../nbs/49_cli.ipynb #5c03547c
+def _suspects(words: argparse.Namespace) -> None:
+    "Write which pictures of a folder of normal ones may be none, in the order to look at them."
+    from clad.base import usable_device
+    from clad.dirty import suspects
+    from clad.folders import counted
+    from clad.report import write_table
+
+    _check_file(words.out, "--out")
+    usable_device(words.device)
+    detector = _named_detector(words.detector, None, _wanted(words))
+    with _talk(words) as say:
+        pictures = _read(words, say, size=words.size)
+        say(f"fitting {words.detector} {words.folds} times")
+        table = suspects(detector, pictures.images, folds=words.folds)
+        table.insert(0, "file", [pictures.files[i] for i in table.pop("image")])
+        write_table(words.out, table, pictures.skipped)
+    print(f"{words.out}: {counted(len(table), 'picture')}, the most suspect first")
+    print(*(f"  stranger than {row.stranger_than:.0%}  {_plain(row.file)}" for row in table.head(3).itertuples()),
+          sep="\n")
+
+# %% ../nbs/49_cli.ipynb #cf7bd3f8
+def _info(words: argparse.Namespace) -> None:
+    "Print what a model file holds."
+    from clad.base import _read, load
+    from clad.folders import amount, counted, measured
+
+    header, detector = _read(words.model)[0], load(words.model, device="cpu")
+    report, saved, shape = detector.fit_report_, header.get("saved"), detector.image_shape_
+    try:
+        promised = str(detector.certificate())
+    except ValueError as error:
+        promised = f"no certificate: {error}"
+    lines = [f"{words.model}: {type(detector).__name__}, {amount(Path(words.model).stat().st_size)}",
+             f"saved {saved['date']} by " + ", ".join(f"{k} {v}" for k, v in saved.items() if k != "date") if saved
+             else "saved by a version that wrote no date",
+             f"for pictures of {measured(*shape[1:])} pixels, {'grey' if shape[0] == 1 else 'RGB'}" if len(shape) == 3
+             else f"for rows of {counted(shape[0], 'number')}"]
+    if folder := report.get("folder"):
+        lines.append(f"fitted on {counted(folder['pictures'], 'picture')} of a folder; {folder['skipped']:,} left out")
+    lines += [f"alpha {detector.alpha:g}", promised]
+    for name, member in getattr(detector, "members_", {}).items():
+        lines.append(f"member {name}, weight {member['weight']:.3g}")
+    updates = report.get("updates", [])
+    lines.append(f"{counted(len(updates), 'update')}" + f", the last of {counted(updates[-1]['images'], 'picture')}"
+                 if updates else "no updates")
+    warned = [*report.get("warnings", ()), *(u["warning"] for u in updates if "warning" in u)]
+    lines += [f"warning: {text}" for text in warned]
+    lines += [f"  {name} = {_plain(' '.join(repr(value).split()))}"
+              for name, value in sorted(detector.get_params(deep=False).items())]
+    print(*lines, sep="\n")
 
 # %% ../nbs/49_cli.ipynb #45c123f0
 def _publishable(notebook: Any, parameters: dict[str, Any]) -> str:
@@ -719,6 +878,16 @@ def _results_aside(words: argparse.Namespace) -> Iterator[None]:
         yield
 
 
+def _meant(word: str, flags: list[str]) -> str:
+    "What an unknown flag was probably meant to be: a flag, or a parameter of a detector, or nothing."
+    known = {}
+    if "--set" in flags and word.startswith("--"):
+        known = {name: f"--set {name}=..." for kind in _kinds().values() for name in kind().get_params()}
+    known |= {flag.strip("-").replace("-", "_"): flag for flag in flags}
+    near = difflib.get_close_matches(word.strip("-").replace("-", "_"), sorted(known), 1, 0.7)
+    return known[near[0]] if near else ""
+
+
 @contextmanager
 def _any_name_shown() -> Iterator[None]:
     "In the block a letter that the terminal cannot show is written as its code, and is no failure."
@@ -750,11 +919,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setattr(sys, name, open(os.devnull, "w"))
     words, unknown = _parser().parse_known_args(arguments)
     if unknown:    # the usage of this command, and the flag that was probably meant
-        flags = re.findall(r"--[\w-]+", words.own.format_usage())
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
-        words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near[0]} meant?" if near else ""))
+        near = _meant(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", words.own.format_usage()))
+        words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near} meant?" if near else ""))
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
-                "update": _update}
+                "update": _update, "suspects": _suspects, "info": _info}
     try:
         with _any_name_shown(), _results_aside(words):
             commands[words.command](words)

@@ -141,10 +141,23 @@ def certified_alpha(rate: float, n: int, confidence: float = 0.95) -> float:
     return int((beta.ppf(confidence, k, n - k + 1) <= rate + 1e-12).sum()) / (n + 1)
 
 # %% ../nbs/54_conformal.ipynb #546058b7
+def _are_copies(scores: np.ndarray, names: np.ndarray) -> bool:
+    """Whether all scores of each group are one: they differ by at most a hundred-thousandth of themselves, and by next
+    to nothing beside what lies between the groups."""
+    top, bottom = np.full((2, names.max() + 1), np.inf) * [[-1], [1]]
+    np.maximum.at(top, names, scores)
+    np.minimum.at(bottom, names, scores)
+    with np.errstate(invalid="ignore"):    # infinite scores are no copies
+        between = np.subtract(*np.percentile(top, [75, 25]))
+        rounding = np.minimum(1e-5 * np.maximum(abs(top), abs(bottom)), 1e-4 * between)
+        return bool((top - bottom <= rounding).all())
+
+
 def certify(scores: np.ndarray, alpha: float, confidence: float = 0.95,
             groups: np.ndarray | None = None) -> Certificate:
     """Bound, at a confidence, on the false-alarm rate of `conformal_offset(scores, alpha, groups)`.
 
+    Groups of copies, each with a single score but for rounding, count as one image each.
     scores: float [n]; groups: int [n] or None. Raises ValueError for fewer than `least_groups(alpha)` groups.
     """
     if not 0 < confidence < 1:
@@ -155,7 +168,7 @@ def certify(scores: np.ndarray, alpha: float, confidence: float = 0.95,
     if offset == -math.inf:
         raise ValueError(f"{n} calibration images or groups set no threshold for alpha={alpha:g}: there is nothing to "
                          f"certify; it takes {least_groups(alpha)}.")
-    if n == len(scores):
+    if n == len(scores) or _are_copies(scores, names):
         k = math.floor(alpha * (n + 1) + 1e-9)
         return Certificate(float(beta.ppf(confidence, k, n - k + 1)), confidence, alpha, n, "images")
     lot = np.random.default_rng(0).permutation(len(scores))

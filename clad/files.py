@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_stream', 'is_poured_into', 'replacing', 'write_atomically', 'check_folder', 'to_json', 'write_bundle',
-           'read_bundle', 'locked']
+           'is_bundle', 'read_bundle', 'locked']
 
 # %% ../nbs/50_files.ipynb #6daf8450
 import hashlib
@@ -148,6 +148,16 @@ def write_bundle(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], head
     return write_atomically(path, len(head).to_bytes(8, "little") + head + data)
 
 
+def is_bundle(path: str | os.PathLike) -> bool:
+    "Whether a file begins as `write_bundle` begins one; it may be damaged further on."
+    with suppress(OSError):
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                return file.read(1) == b"{" and b'"__metadata__":{"clad":' in file.read(min(length, 2**27))
+    return False
+
+# %% ../nbs/50_files.ipynb #30728a5c
 def read_bundle(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a file that `write_bundle` wrote.
 

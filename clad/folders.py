@@ -5,6 +5,7 @@
 # %% ../nbs/40_folders.ipynb #b0192d41
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +22,57 @@ from PIL import Image
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
-from .images import SUFFIXES, free_memory, holds_grey, list_files, read_files, unreadable
+from clad.images import (
+    SUFFIXES,
+    as_read,
+    faint_colours,
+    free_memory,
+    holds_grey,
+    list_files,
+    read_files,
+    refuse_masked,
+    tell,
+    unreadable,
+)
 
 # %% auto #0
-__all__ = ['Scan', 'shown', 'scan', 'ruled_size', 'Plan', 'amount', 'plan', 'Pictures', 'read_pictures', 'carry_out']
+__all__ = ['Scan', 'shown', 'scan', 'counted', 'measured', 'sub_folders', 'endings_told', 'ruled_size', 'Plan', 'amount', 'plan',
+           'aspect', 'Pictures', 'read_pictures', 'carry_out', 'prepare']
 
 # %% ../nbs/40_folders.ipynb #82c1d8ff
 @dataclass(frozen=True)
 class Scan:
     """What the headers of a folder say. `files`, those that can be opened; `sizes`, (height, width) of each; `grey`,
-    bool of each; `broken`, the sentence for each file that cannot be opened; `others`, how many files are no pictures
-    by their names."""
+    bool of each; `broken`, the sentence for each file that is left out; `endings`, how many files are no
+    pictures by their names, by the ends of these."""
 
     folder: Path
     files: list[Path]
     sizes: list[tuple[int, int]]
     grey: list[bool]
     broken: dict[Path, str] = field(default_factory=dict)
-    others: int = 0
+    endings: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def others(self) -> int:
+        "How many files are no pictures by their names."
+        return sum(self.endings.values())
 
 # %% ../nbs/40_folders.ipynb #b09225e2
+def _upright(image: Image.Image) -> tuple[int, int]:
+    "(height, width) of an opened picture when it is turned as its note says."
+    known = image.format in ("JPEG", "MPO", "WEBP") or image.format == "PNG" and "exif" in image.info
+    lying = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)    # Pillow turns a TIFF by itself
+    return image.size if lying else image.size[::-1]
+
+
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
     "(height, width) of the upright picture, and whether it is grey; ValueError for what is none."
     try:
         if not path.stat().st_size:
             raise ValueError("the file is empty")
         with Image.open(path) as image:
-            known = image.format in ("JPEG", "MPO", "WEBP") or image.format == "PNG" and "exif" in image.info
-            lying = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)    # Pillow turns a TIFF by itself
-            return (image.size if lying else image.size[::-1]), holds_grey(image)
+            return _upright(image), holds_grey(image)
     except Exception as error:
         raise unreadable(path, error) from error
 
@@ -71,7 +94,7 @@ def scan(folder: str | os.PathLike, verbose: bool = False) -> Scan:
         raise FileNotFoundError(f"there is no folder {shown(folder)}: name a folder that holds pictures")
     if not folder.is_dir():
         raise NotADirectoryError(f"{shown(folder)} is a file: name the folder that holds the pictures")
-    files, others = list_files(folder)
+    files, endings = list_files(folder)
     found, broken = [], {}
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -81,18 +104,45 @@ def scan(folder: str | os.PathLike, verbose: bool = False) -> Scan:
             except ValueError as error:
                 broken[path] = str(error)
     if not found:
-        raise ValueError(_none_there(folder, broken, others))
+        raise ValueError(_none_there(folder, broken, endings))
     paths, sizes, grey = map(list, zip(*found))
-    return Scan(folder, paths, sizes, grey, broken, others)
+    return Scan(folder, paths, sizes, grey, broken, endings)
 
 # %% ../nbs/40_folders.ipynb #e2ab7712
-def _none_there(folder: Path, broken: dict[Path, str], others: int) -> str:
+def counted(n: int, what: str) -> str:
+    "A number and a noun, as in 1 picture, 1,000 pictures."
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def measured(height: int, width: int) -> str:
+    "A size in words that leave no doubt which number is which."
+    return f"{height}x{width}" if height == width else f"{height} high, {width} wide"
+
+
+def sub_folders(found: Scan) -> dict[str, int]:
+    "How many pictures lie in which sub-folder; empty where all of them lie in the folder itself."
+    counts = Counter(path.relative_to(found.folder).parent.as_posix() for path in found.files)
+    return {} if set(counts) == {"."} else {shown(place): n for place, n in counts.most_common()}
+
+
+def endings_told(endings: dict[str, int]) -> str:
+    "Ends of the names of files that are no pictures, in words, and what to do about photographs among them."
+    told = ", ".join(f"{n:,} {shown(end) or 'without an ending'}" for end, n in list(endings.items())[:6])
+    apple = "; a .heic or .heif is read once it is a JPEG or PNG: the package pillow-heif converts it"
+    return told + ", ..." * (len(endings) > 6) + apple * bool({".heic", ".heif"} & set(endings))
+
+
+def _none_there(folder: Path, broken: dict[Path, str], endings: dict[str, int]) -> str:
     "The sentence for a folder without a picture."
     if broken:
-        first = next(iter(broken.values()))
-        return f"none of the {len(broken)} pictures in {shown(folder)} can be read; the first: {first}"
-    there = f"{others} files but no pictures" if others else "no files"
-    return f"{shown(folder)} holds {there} ({', '.join(SUFFIXES)}): name a folder that holds pictures"
+        first, n, where = next(iter(broken.values())), len(broken), shown(folder)
+        return (f"the only picture in {where} cannot be read: {first}" if n == 1 else
+                f"none of the {n:,} pictures in {where} can be read; the first: {first}")
+    if not endings:
+        return f"{shown(folder)} holds no files: name a folder that holds pictures"
+    files = counted(sum(endings.values()), "file")
+    return (f"{shown(folder)} holds {files} but no pictures ({endings_told(endings)}): name a folder that holds "
+            f"pictures, {', '.join(SUFFIXES)}")
 
 # %% ../nbs/40_folders.ipynb #2753b0b5
 def ruled_size(sizes: Iterable[tuple[int, int]], longest: int = 64) -> tuple[int, int]:
@@ -121,11 +171,12 @@ class Plan:
     def __str__(self) -> str:
         kinds = Counter(self.scan.sizes).most_common()
         found = ", ".join(f"{n:,} of {h}x{w}" for (h, w), n in kinds[:3]) + (", ..." if len(kinds) > 3 else "")
-        found = f"all {kinds[0][0][0]}x{kinds[0][0][1]}" if len(kinds) == 1 else found
+        found += " pixels" + " (height x width)" * any(h != w for (h, w), _ in kinds[:3])
+        found = f"all {measured(*kinds[0][0])} pixels" if len(kinds) == 1 and len(self.scan.files) > 1 else found
         kept = kinds == [(self.size, len(self.scan.files))]
-        done = "kept" if kept else f"resized to {self.size[0]}x{self.size[1]} ({self.why})"
+        done = "kept" if kept else f"resized to {measured(*self.size)} ({self.why})"
         place = f"streamed through a file in {shown(self.cache)}" if self.cache else "in memory"
-        return (f"{len(self.scan.files):,} pictures in {shown(self.scan.folder)}, {found} pixels, {done}, "
+        return (f"{counted(len(self.scan.files), 'picture')} in {shown(self.scan.folder)}, {found}, {done}, "
                 f"{'grey' if self.mode == 'L' else 'RGB'}: {amount(self.nbytes)} {place}")
 
 # %% ../nbs/40_folders.ipynb #966237a1
@@ -167,7 +218,11 @@ def plan(folder: str | os.PathLike, size: int | tuple[int, int] | None = None, m
     if strict and found.broken:
         raise ValueError(f"{next(iter(found.broken.values()))} ({len(found.broken)} such files)")
     if like is not None:
-        size, mode, why = _as_fitted(found, getattr(like, "image_shape_", like), mode)
+        shape = getattr(like, "image_shape_", like)
+        fitted = _fitted_mode(shape, mode)
+        found = _without_colour(found, strict) if fitted == "L" and mode is None else found
+        size, mode, why = tuple(shape[1:]), fitted, "the size of the fit"
+        _tell_shape(found.sizes, like)
     elif size is not None:
         size, why = _pair(size), "as asked for"
     else:
@@ -184,19 +239,41 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _as_fitted(found: Scan, shape: tuple[int, ...], mode: str | None) -> tuple[tuple[int, int], str, str]:
-    "Size, mode and reason for pictures that a fitted detector is to score; ValueError where they are another kind."
+def _fitted_mode(shape: tuple[int, ...], mode: str | None) -> str:
+    "Mode of the pictures that a detector was fitted on; ValueError where it was none, or where `mode` is another."
     if len(shape) != 3:
         raise ValueError(f"the detector was fitted on rows of {shape[0]} numbers, not on pictures")
-    fitted = "L" if shape[0] == 1 else "RGB"
-    if fitted == "L" and mode is None and not all(found.grey):
-        coloured = [path for path, grey in zip(found.files, found.grey) if not grey]
+    if shape[0] == 3 and mode == "L":
+        raise ValueError("the detector was fitted on RGB pictures and scores no grey ones: leave out mode='L' (--grey)")
+    return "L" if shape[0] == 1 else "RGB"
+
+# %% ../nbs/40_folders.ipynb #aa02ca8d
+def aspect(sizes: Iterable[tuple[int, int]]) -> float:
+    "How many times as wide as high pictures of these (height, width) are, the median."
+    return round(float(np.median([width / height for height, width in sizes])), 4)
+
+
+def _tell_shape(sizes: Iterable[tuple[int, int]], like: Any) -> None:
+    "Warn where pictures have another shape than those of the folder that a detector remembers."
+    known = getattr(like, "fit_report_", {}).get("folder", {}).get("aspect")
+    if known and not 1 / 1.1 < (here := aspect(sizes)) / known < 1.1:
+        warnings.warn(f"these pictures are {here:.3g} times as wide as high (the median) and those of the fit were "
+                      f"{known:.3g} times: they are squashed to the size of the fit, and may look strange because of "
+                      "that; turn or cut them, or fit on pictures of this shape", UserWarning, stacklevel=3)
+
+
+def _without_colour(found: Scan, strict: bool) -> Scan:
+    "What remains without the coloured pictures; ValueError where most are coloured, or strict and one is."
+    coloured = [path for path, grey in zip(found.files, found.grey) if not grey]
+    if coloured and (strict or len(coloured) > len(found.files) / 2):
         raise ValueError(f"the detector was fitted on grey pictures, but {len(coloured)} of {len(found.files)} in "
                          f"{shown(found.folder)} are in colour ({shown(coloured[0].name)} is the first): convert "
                          "them, or say that they may be made grey (mode='L', --grey)")
-    if fitted == "RGB" and mode == "L":
-        raise ValueError("the detector was fitted on RGB pictures and scores no grey ones: leave out mode='L' (--grey)")
-    return shape[1:], fitted, "the size of the fit"
+    why = "is in colour and the detector was fitted on grey pictures; convert it, or say that it may be made grey"
+    left_out = {path: f"{path} {why} (mode='L', --grey)." for path in coloured}
+    kept = [seen for seen in zip(found.files, found.sizes, found.grey) if seen[2]]
+    files, sizes, grey = map(list, zip(*kept))
+    return replace(found, files=files, sizes=sizes, grey=grey, broken={**found.broken, **left_out})
 
 # %% ../nbs/40_folders.ipynb #91298dae
 @dataclass(frozen=True, eq=False)
@@ -216,7 +293,7 @@ class Pictures:
         "What a fitted detector should remember of the folder, as JSON."
         sizes = {f"{h}x{w}": n for (h, w), n in Counter(self.plan.scan.sizes).most_common(5)}
         return {"pictures": len(self), "skipped": len(self.skipped), "sizes": sizes, "mode": self.plan.mode,
-                "size": list(self.plan.size), "why": self.plan.why}
+                "size": list(self.plan.size), "why": self.plan.why, "aspect": aspect(self.plan.scan.sizes)}
 
 # %% ../nbs/40_folders.ipynb #b1895598
 def read_pictures(folder: str | os.PathLike, size: int | tuple[int, int] | None = None, mode: str | None = None, *,
@@ -226,10 +303,10 @@ def read_pictures(folder: str | os.PathLike, size: int | tuple[int, int] | None 
 
     size: pixels, one number or (height, width); None: `ruled_size` with `longest`. mode: "L", "RGB" or None, grey where
     all are. like: a fitted detector, or its image_shape_, whose size and mode are taken; then mode "L" says that
-    coloured pictures may be made grey. strict: a broken file is an error. cache: folder to stream the pictures
-    through, None for memory, "auto" for either (by the memory that is free). verbose: the plan and progress bars, on
-    the error stream. Raises OSError for a folder that is not there or a full disk, ValueError in one sentence for the
-    rest.
+    coloured pictures may be made grey; otherwise a few among grey ones are left out, and where most are coloured that
+    is an error. strict: a file that is left out is an error. cache: folder to stream the pictures through, None
+    for memory, "auto" for either (by the memory that is free). verbose: the plan and progress bars, on the error
+    stream. Raises OSError for a folder that is not there or a full disk, ValueError in one sentence for the rest.
     """
     decided = plan(folder, size, mode, like=like, strict=strict, cache=cache, longest=longest, verbose=verbose)
     if verbose:
@@ -246,7 +323,7 @@ def carry_out(decided: Plan, strict: bool = False, verbose: bool = False) -> Pic
         images = (_into_file if decided.cache else _into_memory)(_counted(blocks, bar), shape, decided.cache)
     good = [path for path in found.files if path not in bad]
     if not good:
-        raise ValueError(_none_there(found.folder, bad, found.others))
+        raise ValueError(_none_there(found.folder, bad, found.endings))
     names = tuple(shown(path.relative_to(found.folder).as_posix()) for path in good)
     skipped = {shown(p.relative_to(found.folder).as_posix()): shown(why) for p, why in {**found.broken, **bad}.items()}
     return Pictures(images[:len(good)], names, dict(sorted(skipped.items())), decided)
@@ -275,3 +352,72 @@ def _into_file(blocks: Iterator[np.ndarray], shape: tuple[int, ...], cache: Path
             done += len(block)
         file.flush()
         return np.memmap(file, np.uint8, "r", shape=(done, *shape[1:])) if done else np.empty((0, *shape[1:]), np.uint8)
+
+# %% ../nbs/40_folders.ipynb #17f09c01
+def _from_array(x: np.ndarray, name: str) -> tuple[Image.Image, str]:
+    "An array as a picture in memory, and a note on what 8 bits do not hold; ValueError for what is no picture."
+    refuse_masked([x], name)
+    if not (x.dtype.kind == "u" and x.dtype.itemsize <= 2 and x.size
+            and (x.ndim == 2 or x.ndim == 3 and x.shape[2] in (1, 3, 4))):
+        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}: give uint8 or uint16, [H,W] or [H,W,C] with C = 1, 3 "
+                         "(red, green, blue) or 4 (and opacity); several as a list")
+    x = x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x
+    note = faint_colours(int(x[..., :3].max())) if x.ndim == 3 and x.dtype.itemsize == 2 else ""
+    x = x >> 8 if x.ndim == 3 and x.dtype.itemsize == 2 else x    # as Pillow reads such a file
+    return Image.fromarray(np.ascontiguousarray(x, np.uint8 if x.ndim == 3 else x.dtype.newbyteorder("="))), note
+
+
+def _opened(picture: Any, name: str) -> tuple[Image.Image, str]:
+    "A picture for `as_read`, and a note; one that Pillow has opened but not decoded is opened once more."
+    if isinstance(picture, str | os.PathLike):
+        if Path(picture).is_dir():
+            raise ValueError(f"{shown(picture)} is a folder: read_pictures reads folders")
+        return Image.open(picture), ""
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture, name)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"{name} is a {type(picture).__name__}: give an array, a picture of Pillow or a path")
+    if getattr(picture, "tile", None) and getattr(picture, "fp", None) and picture.tell() == 0:
+        at = picture.fp.tell()
+        picture.fp.seek(0)
+        again = Image.open(io.BytesIO(picture.fp.read()))    # a coarser JPEG of it leaves that of the caller alone
+        picture.fp.seek(at)
+        return again, ""
+    picture.load()
+    return picture, ""
+
+# %% ../nbs/40_folders.ipynb #d3244133
+def prepare(pictures: Any, like: Any, mode: str | None = None) -> np.ndarray:
+    """Pictures in memory as a fitted detector takes them, uint8 [N,C,H,W]: what `read_pictures` makes of their files.
+
+    pictures: one, or a list: arrays uint8 or uint16, [H,W] or [H,W,C] with C = 1, 3 (in the order red, green, blue) or
+    4 (and opacity), pictures of Pillow, paths of files. like: the detector, or its image_shape_. mode: "L" says that
+    coloured pictures may be made grey. Each gets the mode and the size of the fit, and is turned as its note in the
+    file says. A JPEG of more than four times that size is read more coarsely, as from a folder, where it is not decoded
+    yet. Raises ValueError in one sentence, OSError for a file that is not there.
+    """
+    shape = getattr(like, "image_shape_", like)
+    fitted, notes, made, sizes = _fitted_mode(shape, mode), [], [], []
+    several = isinstance(pictures, list | tuple) or isinstance(pictures, np.ndarray) and pictures.ndim == 4
+    for i, picture in enumerate(pictures if several else [pictures]):
+        path = isinstance(picture, str | os.PathLike)
+        name = shown(picture) if path else f"picture {i}" if several else "the picture"
+        try:
+            image, note = _opened(picture, name)
+        except (OSError, SyntaxError) as error:
+            raise (error if isinstance(error, FileNotFoundError) else unreadable(Path(name), error)) from error
+        if fitted == "L" and mode is None and not holds_grey(image):
+            raise ValueError(f"{name} is in colour and the detector was fitted on grey pictures: convert it, or say "
+                             "that it may be made grey (mode='L')")
+        try:
+            sizes.append(_upright(image))
+            values, lost = as_read(image, fitted, tuple(shape[1:]))
+        except Exception as error:    # a damaged file can raise nearly anything inside a decoder
+            raise unreadable(Path(name), error) from error
+        made.append(values[None] if fitted == "L" else values.transpose(2, 0, 1))
+        notes += [(kind, name) for kind in (note or lost,) if kind]
+    if not made:
+        raise ValueError("there are no pictures to prepare: the list is empty")
+    tell(notes)
+    _tell_shape(sizes, like)
+    return np.stack(made)

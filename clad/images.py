@@ -11,6 +11,7 @@ import operator
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +19,11 @@ from pathlib import Path
 import joblib
 import numpy as np
 import psutil
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'read_files', 'list_files', 'holds_grey', 'free_memory', 'from_folder', 'Part',
-           'refuse_masked', 'check_images']
+__all__ = ['SUFFIXES', 'ImageSet', 'unreadable', 'faint_colours', 'as_read', 'tell', 'read_files', 'list_files', 'holds_grey',
+           'free_memory', 'from_folder', 'Part', 'refuse_masked', 'check_images']
 
 # %% ../nbs/51_images.ipynb #2b946883
 def _check_fields(data: ImageSet) -> None:
@@ -136,6 +137,11 @@ _FAINT = ("holds 16-bit {} values that all lie below 4,096 (12 bits?), so at mos
           "scale them to 0 .. 65,535 first")
 
 # %% ../nbs/51_images.ipynb #d37e5e7d
+def faint_colours(top: int) -> str:
+    "The note for coloured 16-bit values of which the largest is `top`, for what is read in memory."
+    return _FAINT.format("colour") if 0 < top < 4096 else ""
+
+
 def _is_negative(image: Image.Image) -> bool:
     "Whether the opened file is a TIFF in which 0 is white, of a depth at which Pillow leaves the values as they are."
     return image.format == "TIFF" and image.mode in _DEEP and image.tag_v2.get(262) == 0
@@ -147,13 +153,24 @@ def _note(image: Image.Image) -> str:
         return _SEVERAL
     if image.mode in _DEEP and image.mode != "F":
         return _FAINT.format("grey") if 0 < image.convert("I").getextrema()[1] < 4096 else ""    # I;16B tells none
-    raw = " ".join(str(part[3]) for part in image.tile)    # how the file holds its values, as in RGB;16B
+    raw = " ".join(str(part[3]) for part in getattr(image, "tile", ()))    # how the file holds them, as in RGB;16B
     if ";16" not in raw or image.mode not in ("RGB", "RGBA", "RGBa"):
         return ""
     top = max(high for _, high in image.getextrema()[:3])    # Pillow has kept the upper half of each 16 bits
     return _FAINT.format("grey" if "LA;16" in raw else "colour") if 0 < top < 16 else ""
 
 # %% ../nbs/51_images.ipynb #c40501d7
+def as_read(opened: Image.Image, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
+    "What `_read_image` makes of an opened file, or of a picture in memory."
+    note, negative = _note(opened), _is_negative(opened)
+    if size is not None:
+        opened.draft(None, (2 * max(size), 2 * max(size)))    # a picture that is decoded already stays as it is
+    image = _as_mode(ImageOps.exif_transpose(opened), mode, negative)
+    if size is not None and image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image), note
+
+
 def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
     """One file as uint8 [H, W] or [H, W, 3], and a note on what was lost.
 
@@ -162,13 +179,7 @@ def _read_image(path: Path, mode: str, size: tuple[int, int] | None) -> tuple[np
     """
     try:
         with Image.open(path) as opened:
-            note, negative = _note(opened), _is_negative(opened)
-            if size is not None:
-                opened.draft(None, (2 * max(size), 2 * max(size)))
-            image = _as_mode(ImageOps.exif_transpose(opened), mode, negative)
-        if size is not None and image.size != size[::-1]:
-            image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(image), note
+            return as_read(opened, mode, size)
     except Exception as error:   # a damaged file can raise nearly anything inside a decoder
         raise unreadable(path, error) from error
 
@@ -194,7 +205,7 @@ def _read_block(files: Sequence[Path], mode: str, size: tuple[int, int], model: 
     return block[:n], notes, errors
 
 # %% ../nbs/51_images.ipynb #827a32db
-def _tell(notes: Sequence[tuple[str, Path]]) -> None:
+def tell(notes: Sequence[tuple[str, Path | str]]) -> None:
     "One warning for each kind of note."
     for kind in dict.fromkeys(note for note, _ in notes):
         files = [file for note, file in notes if note == kind]
@@ -223,10 +234,11 @@ def read_files(files: Sequence[Path], mode: str, size: tuple[int, int], model: P
         if skip:
             skipped.update(errors)
         yield block
-    _tell(told)
+    tell(told)
 
 # %% ../nbs/51_images.ipynb #570c0dca
-SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".pbm", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pbm", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+            *((".avif",) if features.check("avif") else ()), *((".jp2",) if features.check("jpg_2000") else ()))
 
 # %% ../nbs/51_images.ipynb #b757220b
 def _visible(folder: Path) -> list[Path]:
@@ -267,12 +279,13 @@ def _image_files(folder: Path, walked: tuple[Path, ...]) -> list[Path]:
     return sorted(file for here in _walk(folder, walked) for file in _pictures(here))
 
 
-def list_files(folder: Path) -> tuple[list[Path], int]:
-    "Image files in `folder` and its sub-folders, sorted by path, and how many other visible files there are."
+def list_files(folder: Path) -> tuple[list[Path], dict[str, int]]:
+    "Image files in `folder` and its sub-folders, sorted by path, and how many others are visible, by their suffixes."
     files, folders = [], _walk(folder, (folder.resolve(),))
     for here in folders:
         files += _pictures(here)
-    return sorted(files), sum(not p.is_dir() for here in folders for p in _visible(here)) - len(files)
+    others = (p for here in folders for p in _visible(here) if p.suffix.lower() not in SUFFIXES and not p.is_dir())
+    return sorted(files), dict(Counter(p.suffix.lower() for p in others).most_common())
 
 # %% ../nbs/51_images.ipynb #21e47e56
 def _list_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -352,7 +365,8 @@ def from_folder(path: str | os.PathLike, size: int | tuple[int, int] | None = No
                 mode: str | None = None) -> ImageSet:
     """Load every image of a folder, or of its class sub-folders, as an `ImageSet`.
 
-    PNG, JPEG, PPM/PGM/PBM, BMP, WebP and TIFF, by suffix; other files, hidden ones, `__MACOSX` and links back into the
+    PNG, JPEG, PPM/PGM/PBM, BMP, GIF, WebP, TIFF and, where Pillow has them, AVIF and JP2, by suffix; other
+    files, hidden ones, `__MACOSX` and links back into the
     folder are left out. `size` is one number for squares or (height, width); every image is resized to it whole, by
     bilinear interpolation. `mode` "L" or "RGB"; None takes L if every file is grey, else RGB. Images uint8 [N, C, H, W]
     in order of class and name, paths relative to `path`, classes the sub-folder names (or the folder's own).

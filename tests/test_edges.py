@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
+from PIL import Image, features
 from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -29,6 +29,7 @@ import clad.floors
 import clad.training
 from clad import reports
 from clad.cli import main
+from clad.conformal import certify, conformal_offset
 from clad.dec import GivenLabels
 from clad.encoder import EncoderNeighbours
 from clad.floors import RowNeighbours
@@ -234,7 +235,7 @@ def test_a_picture_counts_once(tmp_path, capsys):
     for folder, code, words in ((good, 1, "all 120 images were taken in before"), (more, 0, ""),
                                 (more, 1, "all 30 images were taken in before"),
                                 (both, 0, "25 of 50 images were taken in before")):
-        assert main(["update", str(file), folder]) == code and words in capsys.readouterr().err
+        assert main(["update", str(file), folder, "--yes"]) == code and words in capsys.readouterr().err
     assert len(clad.load(file).calibration_scores_) == n + 55
 
 
@@ -289,7 +290,7 @@ def test_copies_of_a_picture_are_held_out_together_and_set_the_threshold_as_one(
         detector = clad.GCN(alpha=0.1, calibration_fraction=0.4).fit(fourfold)
     held = detector.held_out_.reshape(60, 4)
     assert (held == held[:, :1]).all() and len(np.unique(detector.calibration_groups_)) == held[:, 0].sum()
-    assert detector.certificate().units == "groups"
+    assert (detector.certificate().units, detector.certificate().n) == ("images", held[:, 0].sum())
     seen = []    # where nothing is held out, as in every record, a fit is what it was: it gets no groups
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(clad.GCN, "_fit", lambda self, images, groups, work: seen.append(groups))
@@ -414,6 +415,9 @@ class Plain(clad.base.Detector):
 
 @pytest.mark.parametrize("words, said", [
     ("fit here --out m.clad --detektor CLAD", "is --detector meant?"), ("list --foo", "unknown: --foo"),
+    ("fit here --out m.clad --budget 3000", "is --set budget=... meant?"),
+    ("fit here --out m.clad --budgt=3000", "is --set budget=... meant?"),
+    ("score m.clad here --out s.csv --budget 3", "unknown: --budget 3\n"),
     ("reproduce --methodz CLAD", "usage: clad reproduce")])
 def test_a_misspelt_flag_gets_the_usage_of_its_command(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -500,11 +504,14 @@ def test_files_that_are_no_pictures_are_counted_and_closed_streams_are_no_failur
     for i, picture in enumerate(PICTURES[:60, 0]):
         Image.fromarray(picture).save(tmp_path / "good" / f"{i}.png")
     (tmp_path / "good" / "notes.txt").write_text("")
-    (tmp_path / "good" / "one.gif").write_bytes(b"GIF")
+    (tmp_path / "good" / "one.HEIC").write_bytes(b"GIF")
     command = f"{sys.executable} -c 'import sys; from clad.cli import main; sys.exit(main(sys.argv[1:]))' "
     fit = command + "fit good --out m.clad --detector GCN --alpha 0.2"
     said = subprocess.run(fit, shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert said.returncode == 0 and "left out: 2 files that are no pictures by their names" in said.stderr
+    assert said.returncode == 0 and (
+        "left out: 2 files that are no pictures by their names (1 .txt, 1 .heic; a .heic" in said.stderr
+        or "left out: 2 files that are no pictures by their names (1 .heic, 1 .txt; a .heic" in said.stderr)
+    assert "pillow-heif" in said.stderr
     silent = subprocess.run(command + "score m.clad good --out s.csv >&- 2>&-", shell=True, cwd=tmp_path)
     assert silent.returncode == 0 and len((tmp_path / "s.csv").read_text().splitlines()) == 61
 
@@ -842,3 +849,268 @@ def test_a_threshold_does_not_rest_on_rows_that_were_learnt_from(tmp_path):
     memory = clad.CLADPlus(alpha=0.2).fit(rows).update(rows[:9] + 0.1, picked=True)
     with pytest.warns(UserWarning, match="9 of 59 rows were learnt from"):
         memory.calibrate(np.concatenate([rows[:9] + 0.1, RNG.normal(size=(50, 4))]))
+
+
+# ------------------------------------------------------------------------------------------ what a first user met
+
+def test_an_update_with_anomalies_is_refused_by_the_command(model, tmp_path, capsys):
+    "It would overwrite the model; with --yes it does, and says so even where it is to be quiet."
+    file, before = tmp_path / "m.clad", model.read_bytes()
+    file.write_bytes(before)
+    odd = save_all(tmp_path / "odd", RNG.integers(0, 255, (20, 1, 16, 16)).astype(np.uint8))
+    for words in (["--quiet"], [], ["--out", str(tmp_path / "n.clad")]):
+        assert main(["update", str(file), odd, *words]) == 1
+        err = capsys.readouterr().err
+        assert err.count("flagged") == 2 and "100% of these pictures are flagged" in err and "--yes" in err
+        assert file.read_bytes() == before and not (tmp_path / "n.clad").exists()
+    assert main(["update", str(file), odd, "--quiet", "--yes"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("clad: warning: 100% of these images were flagged") and said.count("\n") == 1
+    assert "are they normal" in clad.load(file).fit_report_["updates"][-1]["warning"]
+
+
+def test_one_copy_among_the_calibration_pictures_costs_no_certificate():
+    "60 pictures and a copy are certified as 60 pictures; the claim fails once in twenty, with copies or not."
+    rng, alone = np.random.default_rng(0), certify(np.arange(60.0), 0.05)
+    names = np.r_[np.arange(60), 7]
+    for noise in (0, 1e-7):
+        bound = certify(names * (1 + noise * rng.normal(size=61)), 0.05, groups=names)
+        assert (bound.rate, bound.n, bound.units) == (alone.rate, 60, "images")
+    for scores in (names + 1e-3 * (np.arange(61) == 60), 1e6 + 1e-3 * np.r_[np.arange(60), 7.5],
+                   np.r_[-1e9, np.arange(1, 60), 7.5], np.where(np.arange(61) == 60, np.inf, names)):
+        assert certify(scores, 0.05, groups=names).units == "groups"    # no copies, whatever the scale
+    failed = []
+    for _ in range(3000):
+        groups = np.repeat(np.arange(60), rng.integers(1, 30, 60) ** rng.integers(0, 2, 60))
+        scores = rng.random(60)[groups] * (1 + 1e-7 * rng.normal(size=len(groups)))    # uniform: their own rates
+        failed.append(conformal_offset(scores, 0.05, groups) > certify(scores, 0.05, groups=groups).rate)
+    assert 0.035 < np.mean(failed) < 0.062, np.mean(failed)
+
+
+@pytest.mark.parametrize("fault", [ModuleNotFoundError("No module named 'gone'", name="gone"), ImportError("broken")])
+def test_a_module_that_cannot_be_imported_is_no_unknown_detector(tmp_path, monkeypatch, fault):
+    path = tmp_path / "m.clad"
+    clad.GCN(alpha=0.2, calibration_fraction=0.3).fit(PICTURES).save(path)
+
+    def broken(name):
+        raise fault
+
+    monkeypatch.setattr(clad.base.importlib, "import_module", broken)
+    with pytest.raises(ImportError, match=f"clad.floors, which it needs, cannot be imported: {fault}") as caught:
+        clad.load(path)
+    assert caught.value.__cause__ is fault
+
+
+def written(folder) -> dict:
+    "Pictures of every kind as files, and of those without loss the values that they hold."
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    values = {"grey.png": rng.integers(0, 256, (40, 30), dtype=np.uint8),
+              "rgb.png": rng.integers(0, 256, (17, 50, 3), dtype=np.uint8),
+              "opacity.png": rng.integers(0, 256, (30, 30, 4), dtype=np.uint8),
+              "deep.png": rng.integers(0, 65536, (40, 30, 1), dtype=np.uint16),
+              "deep rgb.png": rng.integers(0, 65536, (40, 30, 3), dtype=np.uint16),
+              "deep opacity.png": rng.integers(0, 65536, (40, 30, 4), dtype=np.uint16)}
+    for name, value in values.items():
+        if value.dtype == np.uint16:
+            (folder / name).write_bytes(png(value, {1: 0, 3: 2, 4: 6}[value.shape[2]]))
+        else:
+            Image.fromarray(value).save(folder / name)
+    smooth = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).resize((640, 480))
+    exif = smooth.getexif()
+    exif[0x0112] = 6    # turn it by a quarter
+    smooth.save(folder / "photo.jpg", exif=exif)
+    smooth.quantize(20).save(folder / "palette.png")
+    return values
+
+
+@pytest.mark.parametrize("shape, mode", [((3, 24, 20), None), ((1, 24, 20), "L")])
+def test_a_frame_from_memory_is_what_its_file_would_be(tmp_path, shape, mode):
+    values, of_files = written(tmp_path / "all"), clad.read_pictures(tmp_path / "all", mode=mode, like=shape)
+    paths, expected = [tmp_path / "all" / name for name in of_files.files], of_files.images
+    assert len(expected) == 8 and expected.dtype == np.uint8
+    assert np.array_equal(clad.prepare(paths, shape, mode), expected)
+    opened = [Image.open(path) for path in paths]
+    assert np.array_equal(clad.prepare(opened, shape, mode), expected)
+    assert opened[paths.index(tmp_path / "all" / "photo.jpg")].size == (640, 480)    # the caller's stays as it is
+    for name, value in values.items():
+        i = of_files.files.index(name)
+        for frame in (value, value[::-1][::-1], value.astype(value.dtype.newbyteorder(">"))):
+            assert np.array_equal(clad.prepare(frame, shape, mode), expected[i:i + 1]), name
+    assert np.array_equal(clad.prepare(np.stack([values["rgb.png"]] * 2), shape, mode)[1],
+                          expected[of_files.files.index("rgb.png")])
+
+
+def test_what_is_no_frame_is_refused_in_a_sentence(tmp_path):
+    detector, grey = clad.OCSVM(calibration_fraction=0.5, alpha=0.2).fit(PICTURES[:40]), PICTURES[0, 0]
+    assert np.array_equal(clad.prepare(grey, detector), PICTURES[:1])
+    (tmp_path / "cut.png").write_bytes(b"no picture")
+    for what, word in ((np.zeros((5, 6, 3), np.uint8), "the picture is in colour .*mode='L'"),
+                       ([grey, grey / 255], r"picture 1 is float64 \[16, 16\]: give uint8"),
+                       (np.zeros((3, 5, 6), np.uint8), r"uint8 \[3, 5, 6\]"), ([], "list is empty"),
+                       (np.zeros((0, 6), np.uint8), "give uint8"), (3, "is a int"), ([None], "picture 0 is a NoneType"),
+                       (tmp_path, "is a folder: read_pictures"), (tmp_path / "cut.png", "cut.png cannot be read"),
+                       (np.ma.masked_equal(grey, grey[0, 0]), "masked values")):
+        with pytest.raises(ValueError, match=word):
+            clad.prepare(what, detector)
+    with pytest.raises(FileNotFoundError):
+        clad.prepare(tmp_path / "none.png", detector)
+    with pytest.raises(ValueError, match="rows of 6 numbers"):
+        clad.prepare(grey, clad.OCSVM().fit(ROWS))
+    with pytest.raises(ValueError, match="leave out mode='L'"):
+        clad.prepare(grey, (3, 16, 16), "L")
+    with pytest.warns(UserWarning, match="picture 1 holds 16-bit colour values"):
+        clad.prepare([grey, np.full((9, 9, 3), 4000, np.uint16)], (3, 16, 16))
+
+
+def test_a_table_is_not_written_over_a_model(model, tmp_path, capsys):
+    other, out = tmp_path / "other.clad", tmp_path / "s.csv"
+    other.write_bytes(model.read_bytes())
+    for words in (["--out", str(other)], ["--out", str(out), "--report", str(other)]):
+        assert main(["score", str(model), str(model.parent / "good"), *words, "--quiet"]) == 1
+        assert f"{other} holds a model ({words[-2]})" in capsys.readouterr().err
+        assert other.read_bytes() == model.read_bytes() and not out.exists()
+    assert main(["score", str(model), str(model.parent / "good"), "--out", str(out), "--report",
+                 str(tmp_path / "page")]) == 0
+    assert "page will hold a page in HTML" in capsys.readouterr().err
+    for content in (b"", b"{", b"file,score\n", (200).to_bytes(8, "little") + b"{}"):
+        out.write_bytes(content)
+        assert not clad.files.is_bundle(out)
+
+
+def test_one_coloured_picture_stops_no_folder_of_grey_ones(model, tmp_path, capsys):
+    folder, out = save_all(tmp_path / "new", PICTURES[40:44]), tmp_path / "s.csv"
+    for i, name in enumerate(("red.png", "blue.png", "green.png", "grey.png", "pink.png")):
+        Image.new("RGB", (16, 16), name.partition(".")[0]).save(tmp_path / "new" / name)
+        code = main(["score", str(model), folder, "--out", str(out), "--quiet"])
+        if i == 4:
+            assert code == 1 and "5 of 9 in " in capsys.readouterr().err    # most: another kind of pictures
+    notes = pd.read_csv(out).set_index("file").note.dropna()
+    assert code == 1 and set(notes.index) == {"red.png", "blue.png", "green.png", "grey.png"}
+    assert notes.str.contains("in colour .*--grey").all()
+    assert main(["score", str(model), folder, "--out", str(out), "--quiet", "--grey"]) == 0
+    assert pd.read_csv(out).note.isna().all()
+    (tmp_path / "new" / "pink.png").unlink()
+    assert main(["score", str(model), folder, "--out", str(out), "--quiet", "--strict"]) == 1
+
+
+def test_pictures_of_another_shape_than_those_of_the_fit_are_announced(tmp_path, capsys):
+    wide = save_all(tmp_path / "wide", PICTURES[:40, :, :12])
+    high = save_all(tmp_path / "high", PICTURES[40:50, ..., :12])
+    file, out = str(tmp_path / "m.clad"), str(tmp_path / "s.csv")
+    assert main(["fit", wide, "--out", file, "--detector", "OCSVM", "--alpha", "0.2", "--size", "16", "16"]) == 0
+    assert "squashed" not in capsys.readouterr().err
+    assert main(["score", file, wide, "--out", out]) == 0 and "squashed" not in capsys.readouterr().err
+    assert main(["score", file, high, "--out", out]) == 0
+    assert "0.75 times as wide as high (the median) and those of the fit were 1.33 times" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="squashed"):
+        clad.prepare(PICTURES[0, 0, :, :12], clad.load(file))
+
+
+@pytest.mark.parametrize("name", ["a.jpe", "a.JFIF", "a.gif", "a.avif", "a.jp2"])
+def test_pictures_by_rarer_names_are_read(tmp_path, name):
+    if not features.check({"avif": "avif", "jp2": "jpg_2000"}.get(name[2:], "zlib")):
+        pytest.skip("this Pillow cannot open them")
+    kind = {"jpe": "JPEG", "JFIF": "JPEG", "jp2": "JPEG2000"}.get(name[2:], name[2:].upper())
+    picture = Image.fromarray(np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4)
+    more = {"save_all": True, "append_images": [picture.transpose(1)]} if kind == "GIF" else {}
+    picture.save(tmp_path / name, kind, **more)
+    (tmp_path / "README").write_text("")
+    found = clad.read_pictures(tmp_path, mode="L")
+    assert found.files == (name,) and found.plan.scan.endings == {"": 1}
+    assert np.abs(found.images[0, 0].astype(int) - np.asarray(picture)).max() < 30    # the first frame
+
+
+def test_the_command_lists_what_may_not_belong_into_a_folder(tmp_path, capsys):
+    folder, out = save_all(tmp_path / "good", PICTURES[:39]), tmp_path / "list.csv"
+    Image.fromarray(RNG.integers(0, 255, (16, 16)).astype(np.uint8)).save(tmp_path / "good" / "=odd.png")
+    (tmp_path / "good" / "broken.png").write_bytes(b"no picture")
+    assert main(["suspects", folder, "--out", str(out), "--quiet"]) == 0
+    assert "40 pictures, the most suspect first\n  stranger than 88%  =odd.png" in capsys.readouterr().out
+    table = pd.read_csv(out)
+    assert list(table.columns) == ["file", "stranger_than", "score", "note"] and len(table) == 41
+    assert table.file[0] == "./=odd.png" and table.file[40] == "broken.png" and "cannot be read" in table.note[40]
+    images = clad.read_pictures(folder)
+    expected = clad.suspects(clad.GCN(), images.images)
+    assert [name.removeprefix("./") for name in table.file[:40]] == [images.files[i] for i in expected.image]
+    assert np.allclose(table.score[:40], expected.score)
+    for words, said in ((["--folds", "1"], "folds is 1"), (["--set", "nu=1"], "no parameter 'nu'"),
+                        (["--detector", "no"], "no detector 'no'")):
+        assert main(["suspects", folder, "--out", str(out), *words]) == 1 and said in capsys.readouterr().err
+
+
+def test_sub_folders_are_groups_where_the_command_is_told_so(tmp_path, capsys):
+    "A track is learnt from or held out as one, and counts as one for the threshold."
+    for i, picture in enumerate(PICTURES[:80]):
+        track = tmp_path / "good" / f"track {i // 4}"
+        track.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[0]).save(track / f"{i}.png")
+    fit = ["fit", str(tmp_path / "good"), "--out", str(tmp_path / "m.clad"), "--detector", "OCSVM"]
+    assert main([*fit, "--groups", "folder"]) == 1
+    assert "20 groups (sub-folders) are too few for a false-alarm rate of 0.05" in capsys.readouterr().err
+    assert main([*fit, "--groups", "folder", "--alpha", "0.2"]) == 0
+    said, kept = capsys.readouterr(), clad.load(tmp_path / "m.clad")
+    assert "fitting OCSVM on 16 groups (sub-folders); 4 set the threshold" in said.err and "4 calibration g" in said.out
+    assert len(np.unique(kept.calibration_groups_)) == 4 and len(kept.calibration_scores_) == 16
+    tracks = np.array([name.rpartition("/")[0] for name in clad.read_pictures(tmp_path / "good").files])
+    assert {len(set(kept.held_out_[tracks == track])) for track in set(tracks)} == {1}
+    more = tmp_path / "more" / "a"
+    more.mkdir(parents=True)
+    for i, picture in enumerate(PICTURES[80:90]):
+        Image.fromarray(picture[0]).save(more / f"{i}.png")
+    assert main(["update", str(tmp_path / "m.clad"), str(more.parent), "--groups", "folder", "--yes"]) == 0
+    kept = clad.load(tmp_path / "m.clad")
+    assert len(np.unique(kept.calibration_groups_)) == 5 and len(kept.calibration_scores_) == 26
+
+
+def test_a_model_file_is_described(model, tmp_path, capsys):
+    "Also one of an earlier version, without the versions and the date; what is no model is named."
+    detector = clad.CLADPlus(budget=1000, alpha=0.2, calibration_fraction=0.5).fit(PICTURES)
+    detector.update(RNG.integers(0, 255, (9, 1, 16, 16)).astype(np.uint8)).save(tmp_path / "m.clad")
+    assert main(["info", str(tmp_path / "m.clad")]) == 0
+    said = capsys.readouterr().out
+    for words in ("m.clad: CLADPlus, ", f"by clad {clad.__version__}, torch {torch.__version__}, scikit-learn ",
+                  "for pictures of 16x16 pixels, grey", "alpha 0.2", "With 95% confidence", "member gcn, weight ",
+                  "1 update, the last of 9 pictures", "warning: 100% of these images were flagged", "  budget = 1000"):
+        assert words in said, words
+    header, arrays = clad.files.read_bundle(model)
+    del header["saved"]
+    clad.files.write_bundle(tmp_path / "old.clad", arrays, header)
+    assert main(["info", str(tmp_path / "old.clad")]) == 0
+    assert "wrote no date" in (said := capsys.readouterr().out) and "no updates" in said
+    assert main(["info", str(tmp_path)]) == 1 and "is a folder" in capsys.readouterr().err
+    clad.OCSVM().fit(ROWS).save(tmp_path / "rows.clad")
+    assert main(["info", str(tmp_path / "rows.clad")]) == 0 and "for rows of 6 numbers" in capsys.readouterr().out
+
+
+def test_numbers_and_names_are_said_as_a_reader_would(model, tmp_path, capsys):
+    one = save_all(tmp_path / "one", RNG.integers(0, 255, (1, 1, 16, 16)).astype(np.uint8))
+    assert main(["score", str(model), one, "--out", str(tmp_path / "s.csv"), "--report", str(tmp_path / "r.html")]) == 0
+    said = capsys.readouterr()
+    assert "1 picture in " in said.err and "1 of 1 picture flagged" in said.out and "more than half" not in said.err
+    assert "1 pictures" not in said.err + said.out
+    (tmp_path / "wide").mkdir()
+    for i, picture in enumerate(PICTURES[:40]):
+        Image.fromarray(picture[0, :12]).save(tmp_path / "wide" / f"{i}.png")
+    fit = ["fit", str(tmp_path / "wide"), "--out", str(tmp_path / "m.clad"), "--alpha", "0.2"]
+    assert main([*fit, "--set", "budgt=3"]) == 1
+    assert "no parameter 'budgt': is budget meant? Leave it out; it has alpha, budget, " in capsys.readouterr().err
+    assert main([*fit, "--set", "encoder=null", "--set", "budget=1000", "--size", "12", "16"]) == 0
+    said = capsys.readouterr().err
+    assert "all 12 high, 16 wide pixels, kept" in said and "fitting CLADPlus on" in said
+    assert "encoder" not in said
+    assert main(["score", str(model), one, "--out", str(tmp_path / "s.csv"), "--fdr", "0.01"]) == 1
+    assert "20 held-out pictures cannot promise fdr=0.01: even the strangest" in capsys.readouterr().err
+
+
+def test_sub_folders_that_hold_no_normal_pictures_by_their_names_are_announced(tmp_path, capsys):
+    for place, images in (("train/good", PICTURES[:40]), ("test/bad", PICTURES[40:44]), ("Defects", PICTURES[44:46])):
+        (tmp_path / "all" / place).parent.mkdir(parents=True, exist_ok=True)
+        save_all(tmp_path / "all" / place, images)
+    words = ["--out", str(tmp_path / "m.clad"), "--detector", "OCSVM", "--alpha", "0.2"]
+    assert main(["fit", str(tmp_path / "all"), *words]) == 0
+    said = capsys.readouterr().err
+    assert "clad: from train/good: 40, test/bad: 4, Defects: 2\n" in said
+    assert "clad: warning: test/bad, Defects: are these normal pictures?" in said
+    assert main(["fit", str(tmp_path / "all" / "train"), *words]) == 0
+    assert "warning: " not in (said := capsys.readouterr().err) and "clad: from good: 40\n" in said

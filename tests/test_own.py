@@ -170,7 +170,7 @@ def test_mistakes_are_one_sentence(tmp_path, model, capsys):
     for words, expected in [
             (("fit", tmp_path / "god", "--out", out), "there is no folder"),
             (("fit", notes, "--out", out), "is a file"), (("fit", tmp_path / "empty", "--out", out), "holds no files"),
-            (("fit", tmp_path / "text", "--out", out), "none of the 1 pictures"),
+            (("fit", tmp_path / "text", "--out", out), "the only picture"),
             (("fit", good, "--out", notes / "m.clad"), "(--out)"), (("fit", good, "--out", tmp_path), "(--out)"),
             (("fit", good, "--out", "/proc/m.clad"), "(--out)"),
             (("fit", good, "--out", out, "--detector", "CLUD"), "choose one of CLAD"),
