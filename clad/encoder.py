@@ -396,8 +396,8 @@ class EncoderPatches(OneEncoded):
     def anomaly_map(self, X) -> np.ndarray:
         """How strange each pixel of images (as for `score_samples`) is, float32 [N,H,W], larger = stranger.
 
-        Drawn from coarser patches, so its maximum is at most `anomaly_score(X)`, and close to it; where it exceeds
-        `-offset_` there is something that few normal pictures have anywhere.
+        Drawn from coarser patches, so its maximum is at most `anomaly_score(X)`, by up to a fifth or so below it; where
+        it exceeds `-offset_` there is something that few normal pictures have anywhere.
         """
         self._require_fit()
         return self.member_.anomaly_map(self._checked(X, self.image_shape_))
