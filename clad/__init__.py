@@ -26,7 +26,7 @@ _HOMES = {
     "dec": ("DEC", "GivenLabels", "KMeansLabels", "RandomLabels"),
     "detector": ("CLAD",),
     "dirty": ("suspects",),
-    "encoder": ("EncoderKNN", "EncoderNeighbours"),
+    "encoder": ("EncoderKNN", "EncoderNeighbours", "EncoderPatchNeighbours", "EncoderPatches"),
     "floors": ("GCN", "HOG", "Patches"),
     "folders": ("prepare", "read_pictures"),
     "howmany": ("suggest_n_clusters",),
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from clad.dirty import suspects as suspects
     from clad.encoder import EncoderKNN as EncoderKNN
     from clad.encoder import EncoderNeighbours as EncoderNeighbours
+    from clad.encoder import EncoderPatches as EncoderPatches
+    from clad.encoder import EncoderPatchNeighbours as EncoderPatchNeighbours
     from clad.floors import GCN as GCN
     from clad.floors import HOG as HOG
     from clad.floors import Patches as Patches

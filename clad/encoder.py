@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHA256', 'EXTRA', 'NAMED', 'lite0_weights', 'by_position', 'check_encoder', 'make_encoder', 'by_content',
-           'remembered', 'EncoderNeighbours', 'check_named', 'EncoderKNN']
+           'remembered', 'Encoded', 'check_named', 'EncoderNeighbours', 'OneEncoded', 'EncoderKNN', 'make_maps',
+           'EncoderPatchNeighbours', 'EncoderPatches']
 
 # %% ../nbs/17_encoder.ipynb #e49cf158
 import hashlib
 import importlib.util
+import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from .files import read_bundle, write_bundle
 from .floors import Member, OneMember
 from .odin import neighbour_distance
 from .settings import AT_LEAST_1, is_whole
-from .training import Pixels, array_digest, exact, fingerprints
+from .training import Pixels, array_digest, exact, fingerprints, resolve_device
 
 # %% ../nbs/17_encoder.ipynb #12d2fbf5
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -118,7 +121,90 @@ def remembered(images: np.ndarray, compute, folder: str | Path | None, name: str
 NAMED = ("'auto', a name of timm's, a torch module or a function", lambda v: isinstance(v, str) or callable(v))
 
 
-class EncoderNeighbours(Member):
+class Encoded(Member):
+    """A member that looks at images through a network trained elsewhere, which nobody trains further.
+
+    Subclasses have the parameters encoder, size, most and batch_size, take from the network what they need of a batch
+    in `_of_batch`, and keep rows of normal images in `bank_`.
+    """
+
+    stored = False
+    allowed = {("encoder",): NAMED, ("batch_size", "most"): AT_LEAST_1,
+               ("size",): ("None or an integer of at least 16", lambda v: v is None or is_whole(16)(v))}
+    enlarged = 1    # how much larger than the images the network sees them, between 96 and 224 pixels
+
+    def __sklearn_clone__(self) -> "Encoded":
+        "A copy that shares the encoder, which nobody trains."
+        return type(self)(**self.get_params(deep=False))
+
+    def check(self, pixels):
+        super().check(pixels)
+        if isinstance(self.encoder, str):
+            check_encoder(self.encoder)    # before the members beside it are trained
+
+    def _make(self, name: str) -> tuple[nn.Module, tuple, tuple]:
+        return make_encoder(name)
+
+    def _start(self, device: torch.device) -> None:
+        named = isinstance(self.encoder, str)
+        self.net_, mean, std = self._make(self.encoder) if named else (self.encoder, (0.0,) * 3, (1.0,) * 3)
+        self.net_ = self.net_.to(device) if isinstance(self.net_, nn.Module) else self.net_
+        self.shift_, self.scale_ = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
+        self.device_, self.verbose_ = device, False
+
+    @torch.inference_mode()
+    def _batches(self, images: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
+        "Place of each batch of images, and what `_of_batch` takes of it."
+        starts = tqdm(range(0, len(images), self.batch_size), desc="encoder", unit="batch", disable=not self.verbose_)
+        modules = list(self.net_.modules()) if isinstance(self.net_, nn.Module) else []
+        modes = [module.training for module in modules]    # the caller may train the network further
+        try:
+            for module in modules:
+                module.training = False
+            with exact():
+                for place in (slice(i, i + self.batch_size) for i in starts):
+                    yield place, self._of_batch(images[place])
+        finally:
+            for module, mode in zip(modules, modes):
+                module.training = mode
+
+    def _of_batch(self, images: np.ndarray) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _seen(self, found: Any, n: int, fits: bool, what: str) -> torch.Tensor:
+        "What the encoder gives for n images; ValueError where that is no tensor, does not fit or is not finite."
+        if not isinstance(found, torch.Tensor) or not fits or len(found) != n:
+            given = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            raise ValueError(f"the encoder gives {given} for {n} pictures: it must give {what}.")
+        if not torch.isfinite(found).all():
+            raise ValueError("the encoder gives NaN or infinity for some pictures.")
+        return found.float()
+
+    def _prepared(self, images: np.ndarray) -> torch.Tensor:
+        "What the network expects: three channels, its size, its mean and std."
+        x = torch.from_numpy(np.array(images, order="C")).to(self.device_).float()
+        x = (x / 255 if images.dtype == np.uint8 else x).expand(-1, 3, -1, -1)
+        side = self.size or min(max(self.enlarged * max(x.shape[2:]), 96), 224)
+        if x.shape[2:] != (side, side):
+            x = F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        return (x - self.shift_) / self.scale_
+
+    def _tensors(self):
+        return {"bank": torch.from_numpy(self.bank_)}
+
+    def _restore(self, tensors, *before, device):
+        self._start(device)
+        self.bank_ = tensors["bank"].cpu().numpy()
+
+
+def check_named(member: Encoded) -> None:
+    "ValueError where an encoder is no name, which a file cannot hold."
+    if not isinstance(member.encoder, str):
+        raise ValueError("a detector whose encoder is a module or a function cannot be saved: give the encoder as "
+                         "'auto' or as a name of timm's.")
+
+# %% ../nbs/17_encoder.ipynb #b7121a79
+class EncoderNeighbours(Encoded):
     """Distance to the k-th nearest normal image among the features of a network trained elsewhere.
 
     encoder: "auto" (EfficientNet-Lite0 of the extra `encoder`), a name of timm's, or a module or function that takes
@@ -127,22 +213,11 @@ class EncoderNeighbours(Member):
     saved, and their features of the images of the fit remembered in the store.
     """
 
-    name, stored = "encoder", False
-    allowed = {("encoder",): NAMED, ("k", "batch_size", "most"): AT_LEAST_1,
-               ("size",): ("None or an integer of at least 16", lambda v: v is None or is_whole(16)(v))}
+    name, allowed = "encoder", Encoded.allowed | {("k",): AT_LEAST_1}
 
     def __init__(self, encoder: Any = "auto", *, k: int = 5, size: int | None = None, most: int = 5_000,
                  batch_size: int = 64):
         self.encoder, self.k, self.size, self.most, self.batch_size = encoder, k, size, most, batch_size
-
-    def __sklearn_clone__(self) -> "EncoderNeighbours":
-        "A copy that shares the encoder, which nobody trains."
-        return type(self)(**self.get_params(deep=False))
-
-    def check(self, pixels):
-        super().check(pixels)
-        if isinstance(self.encoder, str):
-            check_encoder(self.encoder)    # before the members beside it are trained
 
     def _fit(self, pixels, *before, work, checkpoint):
         self._start(work.device)
@@ -152,51 +227,22 @@ class EncoderNeighbours(Member):
         self.folder_ = None    # what is scored later is not kept
         return {"dimensions": self.bank_.shape[1], "bank": len(self.bank_)}
 
-    def _start(self, device: torch.device) -> None:
-        found = make_encoder(self.encoder) if isinstance(self.encoder, str) else (self.encoder, (0.0,) * 3, (1.0,) * 3)
-        self.net_, mean, std = found
-        self.net_ = self.net_.to(device) if isinstance(self.net_, nn.Module) else self.net_
-        self.shift_, self.scale_ = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
-        self.device_, self.folder_, self.verbose_ = device, None, False
+    def _start(self, device):
+        super()._start(device)
+        self.folder_ = None
 
     def _rows(self, pixels):
         name = f"features-{self.encoder}-{self.size}-{self.revision}"
         return remembered(pixels.images, self._compute_rows, self.folder_, name)
 
-    @torch.inference_mode()
     def _compute_rows(self, images: np.ndarray) -> np.ndarray:
         "Features of images, rows of length one, float32 [N,D]."
-        starts = tqdm(range(0, len(images), self.batch_size), desc="encoder", unit="batch", disable=not self.verbose_)
-        modules = list(self.net_.modules()) if isinstance(self.net_, nn.Module) else []
-        modes = [module.training for module in modules]    # the caller may train the network further
-        try:
-            for module in modules:
-                module.training = False
-            with exact():
-                parts = [self._of_batch(images[i : i + self.batch_size]) for i in starts]
-        finally:
-            for module, mode in zip(modules, modes):
-                module.training = mode
-        return F.normalize(torch.cat(parts), dim=1).numpy()
+        return F.normalize(torch.cat([found for _, found in self._batches(images)]), dim=1).numpy()
 
-    def _of_batch(self, images: np.ndarray) -> torch.Tensor:
-        "Features of a batch, float32 [n,D]; ValueError where the encoder gives something else."
+    def _of_batch(self, images):
         found = self.net_(self._prepared(images))
-        if not isinstance(found, torch.Tensor) or found.ndim < 2 or len(found) != len(images):
-            what = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-            raise ValueError(f"the encoder gives {what} for {len(images)} pictures: it must give a tensor [N,D].")
-        if not torch.isfinite(found).all():
-            raise ValueError("the encoder gives NaN or infinity for some pictures.")
-        return found.float().flatten(1).cpu()
-
-    def _prepared(self, images: np.ndarray) -> torch.Tensor:
-        "What the network expects: three channels, its size, its mean and std."
-        x = torch.from_numpy(np.array(images, order="C")).to(self.device_).float()
-        x = (x / 255 if images.dtype == np.uint8 else x).expand(-1, 3, -1, -1)
-        side = self.size or min(max(*x.shape[2:], 96), 224)
-        if x.shape[2:] != (side, side):
-            x = F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        return (x - self.shift_) / self.scale_
+        fits = getattr(found, "ndim", 0) >= 2
+        return self._seen(found, len(images), fits, "a tensor [N,D]").flatten(1).cpu()
 
     @property
     def spread(self) -> float:
@@ -213,26 +259,145 @@ class EncoderNeighbours(Member):
         "More normal images to compare with: no distance grows (from k images on)."
         self.bank_ = np.concatenate([self.bank_, self.rows(X)])
 
-    def _tensors(self):
-        return {"bank": torch.from_numpy(self.bank_)}
-
-    def _restore(self, tensors, *before, device):
-        self._start(device)
-        self.bank_ = tensors["bank"].cpu().numpy()
-
-
-def check_named(member: EncoderNeighbours) -> None:
-    "ValueError where an encoder is no name, which a file cannot hold."
-    if not isinstance(member.encoder, str):
-        raise ValueError("a detector whose encoder is a module or a function cannot be saved: give the encoder as "
-                         "'auto' or as a name of timm's.")
-
 # %% ../nbs/17_encoder.ipynb #96bca626
-class EncoderKNN(OneMember):
-    "Distance to the fifth nearest normal image among the features of a pretrained encoder (`EncoderNeighbours`)."
-    kind, deterministic = EncoderNeighbours, True
+class OneEncoded(OneMember):
+    "A detector that asks one member with an encoder."
+    deterministic = True
 
     def save(self, path) -> None:
         "As for every detector; ValueError where the encoder is a module or a function."
         check_named(self.member_ if hasattr(self, "member_") else self.member)
         super().save(path)
+
+
+class EncoderKNN(OneEncoded):
+    "Distance to the fifth nearest normal image among the features of a pretrained encoder (`EncoderNeighbours`)."
+    kind = EncoderNeighbours
+
+# %% ../nbs/17_encoder.ipynb #781e0ad4
+def make_maps(name: str) -> tuple[nn.Module, tuple, tuple]:
+    """A network that gives two maps of features, at an eighth and at a sixteenth of the size, with the weights of
+    `make_encoder(name)`, and the mean and std that it expects; ValueError for a network that has no such maps."""
+    net, mean, std = make_encoder(name)
+    import timm
+
+    kind, give = ("tf_efficientnet_lite0" if name == "auto" else name), {"pretrained": False, "features_only": True}
+    try:
+        sizes = timm.create_model(kind, **give).feature_info.reduction()
+        maps = timm.create_model(kind, out_indices=(sizes.index(8), sizes.index(16)), **give)
+        missing = maps.load_state_dict(net.state_dict(), strict=False).missing_keys
+    except Exception as error:    # timm's words for it are many
+        missing = repr(error)
+    if missing:
+        raise ValueError(f"{name!r} gives no maps of features at an eighth and a sixteenth of the size here: take "
+                         f"another network, or a module that gives some ({missing}).")
+    return maps.eval(), mean, std
+
+# %% ../nbs/17_encoder.ipynb #2ee0d9b2
+class EncoderPatchNeighbours(Encoded):
+    """Largest distance of a patch of the image to the nearest normal patch, by the feature maps of a network trained
+    elsewhere (the idea of PatchCore, Roth et al. 2022).
+
+    encoder: "auto" (EfficientNet-Lite0 of the extra `encoder`), a name of timm's that gives maps at an eighth and a
+    sixteenth of the size, or a module or function that takes float32 [N,3,S,S] in [0, 1] and gives feature maps
+    [N,C,h,w], one or a list. size: S, or None for twice the larger side of the images, but 96 to 224. patches: normal
+    patches that are kept for comparison, of at most `most` images, both drawn by the bytes of the images, so that order
+    and seed change nothing. Only named encoders can be saved and their banks kept in the store.
+    """
+
+    name, enlarged = "encoder_patches", 2
+    allowed = Encoded.allowed | {("patches",): AT_LEAST_1}
+
+    def __init__(self, encoder: Any = "auto", *, size: int | None = None, patches: int = 10_000, most: int = 5_000,
+                 batch_size: int = 64):
+        self.encoder, self.size, self.patches, self.most, self.batch_size = encoder, size, patches, most, batch_size
+
+    @property
+    def stored(self) -> bool:
+        "Whether the store keeps the bank."
+        return isinstance(self.encoder, str)
+
+    def _make(self, name):
+        return make_maps(name)
+
+    def _fit(self, pixels, *before, work, checkpoint):
+        self._start(work.device)
+        self.verbose_ = work.verbose
+        prints = fingerprints(pixels.images)
+        order = np.lexsort(prints.T[::-1])[: self.most]    # the images one after another by their bytes
+        prints = prints[order]
+
+        def lots(place, rows):
+            n = len(rows) // len(prints[place])
+            return np.concatenate([np.random.default_rng(p).random(n) for p in prints[place]])
+
+        self.bank_, self.verbose_ = self._first(pixels.images[order], lots), False
+        return {"dimensions": self.bank_.shape[1], "bank": len(self.bank_)}
+
+    def _first(self, images: np.ndarray, rank) -> np.ndarray:
+        "The `patches` patches of smallest rank(place of a batch, its rows), in order, float32 [m,D]."
+        ranks, kept = np.empty(0), []
+        for place, found in self._batches(images):
+            rows = found.flatten(0, 2).numpy()
+            ranks, kept = np.concatenate([ranks, rank(place, rows)]), np.concatenate([*kept, rows])
+            best = np.argsort(ranks, kind="stable")[: self.patches]
+            ranks, kept = ranks[best], [kept[best]]
+        return kept[0]
+
+    def _of_batch(self, images):
+        found = self.net_(self._prepared(images))
+        maps = list(found) if isinstance(found, (list, tuple)) and len(found) else [found]
+        what = "feature maps [N,C,h,w], one or a list"
+        maps = [self._seen(m, len(images), getattr(m, "ndim", 0) == 4, what) for m in maps]
+        maps = [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
+        size = max((m.shape[2:] for m in maps), key=math.prod)
+        maps = [m if m.shape[2:] == size else F.interpolate(m, size=size, mode="bilinear") for m in maps]
+        return torch.cat(maps, 1).permute(0, 2, 3, 1).cpu()
+
+    def _nearest(self, rows: np.ndarray) -> np.ndarray:
+        return neighbour_distance(rows, self.bank_, 1)
+
+    def _rows(self, pixels):
+        return torch.cat([found.flatten(1) for _, found in self._batches(pixels.images)]).numpy()
+
+    def _far(self, rows):
+        return self._nearest(rows.reshape(-1, self.bank_.shape[1])).reshape(len(rows), -1).max(1)
+
+    def patch_distances(self, X) -> np.ndarray:
+        "Distance of each patch of images (as for `fit`) to the nearest normal one, float64 [N,h,w]."
+        batches = self._batches(self._pixels(X, resolve_device("cpu")).images)
+        return np.concatenate([self._nearest(v.flatten(0, 2).numpy()).reshape(v.shape[:3]) for _, v in batches])
+
+    def distance(self, X) -> np.ndarray:
+        "Distance of the strangest patch of each image (as for `fit`), float64 [N]."
+        return self.patch_distances(X).max((1, 2))
+
+    def anomaly_map(self, X) -> np.ndarray:
+        "Distances of patches for each pixel of images (as for `fit`), float32 [N,H,W], at most the image's distance."
+        maps = torch.from_numpy(self.patch_distances(X)).float()[:, None]
+        return F.interpolate(maps, size=self.shape_[1:], mode="bilinear")[:, 0].numpy()
+
+    def remember(self, X) -> None:
+        "More normal patches to compare with, the strangest of these images, at most `patches`: no distance grows."
+        new = self._first(self._pixels(X, resolve_device("cpu")).images, lambda place, rows: -self._nearest(rows))
+        self.bank_ = np.concatenate([self.bank_, new])
+
+# %% ../nbs/17_encoder.ipynb #b9ee8285
+class EncoderPatches(OneEncoded):
+    """Distance of the strangest patch to the nearest normal one among the feature maps of a pretrained encoder
+    (`EncoderPatchNeighbours`): for defects in one place of an otherwise normal picture, which `anomaly_map` shows."""
+    kind = EncoderPatchNeighbours
+
+    @classmethod
+    def settings(cls, name, dataset=None, scenario=None):
+        "As for `EncoderKNN`: its defaults, and none of the paper's."
+        return EncoderKNN.settings(name, dataset, scenario)
+
+    def anomaly_map(self, X) -> np.ndarray:
+        """How strange each pixel of images (as for `score_samples`) is, float32 [N,H,W], larger = stranger.
+
+        Drawn from coarser patches, so its maximum is at most `anomaly_score(X)`, by up to a fifth or so below it; where
+        it exceeds `-offset_` there is something that few normal pictures have anywhere.
+        """
+        self._require_fit()
+        return self.member_.anomaly_map(self._checked(X, self.image_shape_))

@@ -39,7 +39,7 @@ from .baselines.occnn import OCCNN
 from .baselines.ocnn import OCNN
 from .data import DATASETS
 from .detector import CLAD
-from .encoder import EncoderKNN
+from .encoder import EncoderKNN, EncoderPatches
 from .files import write_atomically
 from .floors import GCN, HOG, Patches
 from .metrics import auroc, cluster_accuracy, dense_ranks, evaluate, purity
@@ -51,7 +51,8 @@ from .training import resolve_device
 METHODS: dict[str, type[Detector]] = {"OCSVM": OCSVM, "OCNN": OCNN, "OCCNN": OCCNN, "SVDD": SVDD,
                                       "DeepSVDD": DeepSVDD, "CLAD": CLAD}
 OWN: dict[str, type[Detector]] = {"GCN": GCN, "HOG": HOG, "Patches": Patches, "EncoderKNN": EncoderKNN,
-                                  "CLADPlus": CLADPlus, "CLADPlusEncoder": CLADPlusEncoder}    # not in the paper
+                                  "EncoderPatches": EncoderPatches, "CLADPlus": CLADPlus,
+                                  "CLADPlusEncoder": CLADPlusEncoder}    # not in the paper
 REVISION: dict[str, int] = dict.fromkeys([*METHODS, *OWN], 1) | {
     "OCCNN": 2,  # exactly so many iterations
     "CLADPlus": 4, "CLADPlusEncoder": 4}  # CLADPlus: the freezes of chapter 19

@@ -10,7 +10,17 @@ from torch import nn
 
 import clad
 from clad.conformance import check_detector
-from clad.encoder import EncoderKNN, EncoderNeighbours, by_position, lite0_weights, make_encoder, remembered
+from clad.encoder import (
+    EncoderKNN,
+    EncoderNeighbours,
+    EncoderPatches,
+    EncoderPatchNeighbours,
+    by_position,
+    lite0_weights,
+    make_encoder,
+    make_maps,
+    remembered,
+)
 from clad.floors import GCNNeighbours
 from clad.plus import CLADPlus
 from clad.runs import OWN, Run, build
@@ -249,3 +259,146 @@ def test_encoder_neighbours_are_those_of_scikit_learn():
     both = NearestNeighbors(n_neighbors=3).fit(np.concatenate(rows)).kneighbors(rows[1])[0][:, -1]
     assert np.allclose(member.distance(new), both, atol=1e-3)
     assert member.spread == pytest.approx(1 - np.square(np.concatenate(rows).mean(0)).sum(), abs=1e-5)
+
+
+class Grid(nn.Module):
+    "Means of pixels and of steps between them in a grid of sixteen by sixteen cells: a tiny encoder of places."
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(torch.cat([x, (x - x.roll(1, 3)).abs()], 1), 16)
+
+
+class Alone(nn.Module):
+    "One map of 2x2 places, whose averages over neighbours are over all of it."
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(x[:, :1], 2) * 255
+
+
+def stub_maps(monkeypatch):
+    "Let the name 'grid' stand for `Grid`, so that files can be written where no encoder is installed."
+    monkeypatch.setattr(clad.encoder, "make_maps", lambda name: (Grid(), (0.0,) * 3, (1.0,) * 3))
+    monkeypatch.setattr(clad.encoder, "check_encoder", lambda name: None)
+
+
+def plates(n: int, seed: int = 0) -> np.ndarray:
+    "Grey plates with some noise, brighter above, uint8 [n,1,40,32]."
+    rng = np.random.default_rng(seed)
+    slope = 150 - np.arange(40)[:, None] + rng.normal(0, 5, (n, 1, 1, 1))
+    return (slope + rng.normal(0, 10, (n, 1, 40, 32))).clip(0, 255).astype(np.uint8)
+
+
+def scratched(images: np.ndarray) -> np.ndarray:
+    "A bright square of six pixels in the lower right."
+    out = images.copy()
+    out[:, :, 24:30, 18:24] = 255
+    return out
+
+
+def test_patches_by_hand():
+    "Even grey pictures are one patch each: its distance is the difference to the nearest grey of the bank."
+    def grey(*levels):
+        return np.array(levels, np.uint8)[:, None, None, None] * np.ones((1, 1, 16, 16), np.uint8)
+
+    member = EncoderPatchNeighbours(Alone(), size=16).fit(grey(10, 50, 90))
+    assert np.allclose(member.distance(grey(10, 55, 100, 255)), [0, 5, 10, 165], atol=1e-3)
+    assert member.bank_.shape == (12, 1) and member.patch_distances(grey(60)).shape == (1, 2, 2)
+    assert np.allclose(member.anomaly_map(grey(55)), 5, atol=1e-3)
+    member.remember(grey(255))
+    assert np.allclose(member.distance(grey(10, 55, 100, 255)), [0, 5, 10, 0], atol=1e-3)
+    few = EncoderPatchNeighbours(Alone(), size=16, patches=3).fit(grey(10, 50, 90))
+    assert few.bank_.shape == (3, 1)
+
+
+def test_the_bank_of_patches_does_not_depend_on_order():
+    x, new = discs(40), discs(10, seed=1)
+    one, two = (EncoderPatchNeighbours(Grid(), patches=200, most=30, batch_size=7).fit(v) for v in (x, x[::-1]))
+    assert one.bank_.shape == (200, 6) and (one.bank_ == two.bank_).all()
+    assert (one.distance(new) == two.distance(new)).all()
+    fewer = EncoderPatchNeighbours(Grid(), patches=50, most=30, batch_size=16).fit(x)
+    assert np.allclose(fewer.bank_, one.bank_[:50], atol=1e-5)    # the smallest lots of the same
+
+
+def test_patches_are_those_of_scikit_learn_and_rows_agree():
+    x, new = discs(30), discs(8, seed=1)
+    member = EncoderPatchNeighbours(Grid()).fit(x)
+    rows, bank = (member.rows(v).reshape(-1, 6) for v in (new, x))
+    expected = NearestNeighbors(n_neighbors=1).fit(bank).kneighbors(rows)[0].reshape(8, 256).max(1)
+    assert len(member.bank_) == 30 * 256 and np.allclose(member.distance(new), expected, atol=1e-5)
+    assert np.allclose(member._far(member.rows(new)), member.distance(new), atol=1e-5)
+
+
+def test_a_defect_is_found_in_its_place():
+    "In a picture that is not square, too; an update with such pictures makes them normal."
+    x, new = plates(60), plates(12, seed=1)
+    detector = EncoderPatches(member=EncoderPatchNeighbours(Grid(), size=64), calibration_fraction=0).fit(x)
+    bad = scratched(new)
+    maps = detector.anomaly_map(bad)
+    assert maps.shape == (12, 40, 32) and maps.dtype == np.float32
+    for place in maps:
+        y, x_ = np.unravel_index(place.argmax(), place.shape)
+        assert 22 <= y < 32 and 16 <= x_ < 26
+    scores = detector.anomaly_score(bad)
+    assert scores.min() > detector.anomaly_score(new).max()    # it did learn
+    assert (maps.max((1, 2)) <= scores + 1e-5).all() and (maps.max((1, 2)) > 0.8 * scores).all()
+    before = detector.anomaly_score(new)
+    detector.update(bad, picked=True)
+    assert (detector.anomaly_score(new) <= before + 1e-9).all()
+    assert np.allclose(detector.anomaly_score(bad), 0, atol=1e-3)
+
+
+def test_patches_keep_the_contract_with_files(monkeypatch, tmp_path):
+    stub_maps(monkeypatch)
+    check_detector(EncoderPatches(member=EncoderPatchNeighbours("grid", patches=500)), discs(60))
+    detector = EncoderPatches(member=EncoderPatchNeighbours("grid"), cache_dir=tmp_path / "kept", alpha=0.2)
+    detector.fit(discs(60))
+    detector.save(tmp_path / "x.clad")
+    new, again = discs(9, seed=1), clad.load(tmp_path / "x.clad")
+    assert (again.score_samples(new) == detector.score_samples(new)).all() and again.offset_ == detector.offset_
+    assert (again.anomaly_map(new) == detector.anomaly_map(new)).all()
+    once_more = clone(detector).fit(discs(60))
+    assert once_more.fit_report_["reused"] == ["encoder_patches"]
+    assert (once_more.score_samples(new) == detector.score_samples(new)).all()
+    assert build(Run("mnist", "CUR", "EncoderPatches")).member.patches == 10_000
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x.mean((2, 3)), lambda x: [], lambda x: x[:1], lambda x: x * float("nan")])
+def test_an_encoder_that_gives_no_maps_is_refused(wrong):
+    with pytest.raises(ValueError, match="the encoder gives"):
+        EncoderPatches(member=EncoderPatchNeighbours(wrong)).fit(discs(40))
+
+
+def test_patches_refuse_parameters():
+    for wrong in ({"patches": 0}, {"size": 8}, {"encoder": 3}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            EncoderPatches(member=EncoderPatchNeighbours(**{"encoder": Grid(), **wrong})).fit(discs(40))
+    with pytest.raises(ValueError, match="cannot be saved"):
+        EncoderPatches(member=EncoderPatchNeighbours(Grid())).fit(discs(40)).save("x.clad")
+
+
+@pytest.mark.skipif(not HERE, reason="needs the extra `encoder`")
+def test_maps_of_the_known_weights(tmp_path):
+    x = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    net, *scale = make_maps("auto")
+    with torch.inference_mode():
+        assert [tuple(m.shape) for m in net(x)] == [(2, 40, 12, 12), (2, 112, 6, 6)]
+    assert scale == list(make_encoder("auto")[1:])
+    images = plates(24)
+    detector = EncoderPatches(calibration_fraction=0).fit(images)
+    assert detector.anomaly_score(scratched(images[:4])).min() > detector.anomaly_score(plates(8, seed=1)).max()
+    detector.save(tmp_path / "x.clad")
+    assert (clad.load(tmp_path / "x.clad").score_samples(images) == detector.score_samples(images)).all()
+
+
+@pytest.mark.skipif(not HERE, reason="needs the extra `encoder`")
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_other_networks_give_maps_or_are_refused(name, monkeypatch):
+    import timm
+
+    monkeypatch.setattr(clad.encoder, "make_encoder",
+                        lambda name: (timm.create_model(name, num_classes=0), (0.5,) * 3, (0.5,) * 3))
+    if name == "resnet18":
+        assert [m.shape[2:] for m in make_maps(name)[0](torch.zeros(1, 3, 64, 64))] == [(8, 8), (4, 4)]
+    else:
+        with pytest.raises(ValueError, match="gives no maps"):
+            make_maps(name)
