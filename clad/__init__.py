@@ -26,7 +26,7 @@ _HOMES = {
     "dec": ("DEC", "GivenLabels", "KMeansLabels", "RandomLabels"),
     "detector": ("CLAD",),
     "dirty": ("suspects",),
-    "encoder": ("EncoderKNN", "EncoderNeighbours", "EncoderPatchNeighbours", "EncoderPatches"),
+    "encoder": ("EncoderKNN", "EncoderNeighbours", "EncoderPatches"),
     "floors": ("GCN", "HOG", "Patches"),
     "folders": ("prepare", "read_pictures"),
     "howmany": ("suggest_n_clusters",),
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from clad.encoder import EncoderKNN as EncoderKNN
     from clad.encoder import EncoderNeighbours as EncoderNeighbours
     from clad.encoder import EncoderPatches as EncoderPatches
-    from clad.encoder import EncoderPatchNeighbours as EncoderPatchNeighbours
     from clad.floors import GCN as GCN
     from clad.floors import HOG as HOG
     from clad.floors import Patches as Patches
