@@ -686,7 +686,7 @@ def findings(results: str | Path = "figures/results") -> list[Judged]:
                 for s in ("short", "paper", "released")}
     return [judge(claim, evidence, printed(evidence["short"].spread)) for claim in CLAIMS]
 
-
+# %% ../nbs/33_claims.ipynb #0ce8dacd
 def write_findings(results: str | Path = "figures/results", figures: str | Path = "figures",
                    judged: Sequence[Judged] | None = None) -> list[Path]:
     """Write `findings.md` and `findings.csv`: at a glance, the claims, and what lies below the published values; and
