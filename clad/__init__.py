@@ -72,6 +72,9 @@ if TYPE_CHECKING:
     from clad.howmany import suggest_n_clusters as suggest_n_clusters
     from clad.images import from_folder as from_folder
     from clad.monitor import DriftMonitor as DriftMonitor
+
+# %% ../nbs/59_package.ipynb #bf186eb5
+if TYPE_CHECKING:
     from clad.odin import ODIN as ODIN
     from clad.odin import Energy as Energy
     from clad.odin import MaxSoftmax as MaxSoftmax
