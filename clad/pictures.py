@@ -57,7 +57,7 @@ from .scenarios import SCENARIOS, Split, table5
 STYLES = {"OCSVM": ("#8c8c8c", "s"), "OCNN": ("#4ba3d9", "^"), "OCCNN": ("#55a868", "v"), "SVDD": ("#b9975b", "D"),
           "DeepSVDD": ("#f28e2b", "p"), "CLAD": ("#6a1b9a", "o"), "CLADPlus": ("#00796b", "o"),
           "CLADPlusEncoder": ("#26a69a", "D"), "EncoderKNN": ("#455a64", "X"),
-          "GCN": ("#9e9e9e", ".")}    # one colour and marker for each method, everywhere
+          "GCN": ("#9e9e9e", "."), "HOG": ("#757575", "d"), "Patches": ("#bdbdbd", "*")}    # one colour and marker for each method, everywhere
 
 
 def _size(method: str) -> float:
@@ -537,7 +537,7 @@ def write_tables(results: str | Path, figures: str | Path) -> list[Path]:
         paths += _write_detectors(own, Path(results).parent, Path(figures))
     if len(cost := hidden_cost(own, results)):
         paths += write_table(cost, "hidden_cost", figures, "What it costs that the normal classes are hidden", HIDDEN)
-        paths.append(_save(Path(figures) / "hidden_cost.png", (8, 3), functools.partial(plot_hidden_cost, cost)))
+        paths.append(_save(Path(figures) / "hidden_cost.png", (8, 3.4), functools.partial(plot_hidden_cost, cost)))
     real, short = records[records.dataset != "digits"], _short(records)
     if len(short):
         paths += _write_overview(short, Path(figures), paired_images(real, results))
