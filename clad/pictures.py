@@ -57,7 +57,8 @@ from .scenarios import SCENARIOS, Split, table5
 STYLES = {"OCSVM": ("#8c8c8c", "s"), "OCNN": ("#4ba3d9", "^"), "OCCNN": ("#55a868", "v"), "SVDD": ("#b9975b", "D"),
           "DeepSVDD": ("#f28e2b", "p"), "CLAD": ("#6a1b9a", "o"), "CLADPlus": ("#00796b", "o"),
           "CLADPlusEncoder": ("#26a69a", "D"), "EncoderKNN": ("#455a64", "X"),
-          "GCN": ("#9e9e9e", "."), "HOG": ("#757575", "d"), "Patches": ("#bdbdbd", "*")}    # one colour and marker for each method, everywhere
+          "GCN": ("#9e9e9e", "."), "HOG": ("#757575", "d"),
+          "Patches": ("#bdbdbd", "*")}    # one colour and marker for each method, everywhere
 
 
 def _size(method: str) -> float:
