@@ -133,7 +133,7 @@ def test_short_soft_boundaries_get_a_radius():
 
 @pytest.mark.parametrize("method", ["DeepSVDD", "OCSVM", "SVDD", "OCNN", "OCCNN"])
 def test_blank_training_images_are_refused(method):
-    with pytest.raises(ValueError, match="blank|same value"):
+    with pytest.raises(ValueError, match="blank|one value"):
         smoke(method).fit(np.full((30, 3, 32, 32), 200, dtype=np.uint8))
 
 

@@ -51,6 +51,10 @@ def notebook(path: str) -> tuple[str, set[str]]:
         if cell.cell_type == "markdown":
             cell.source, more = relinked(cell.source, path, place)
             links |= more
+        for output in cell.get("outputs", []):
+            if "text/markdown" in (data := output.get("data", {})):
+                data["text/markdown"], more = relinked("".join(data["text/markdown"]), path, place)
+                links |= more
         if marks.get("echo") == "false":
             cell.metadata["tags"] = ["remove-input"]
         if "fig-alt" in marks:
