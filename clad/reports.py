@@ -395,9 +395,10 @@ def hidden_cost(records: pd.DataFrame, results: str | Path, settings: str = "sho
                 hidden, single = runs[runs.scenario == name], runs[runs.scenario.isin(scenario.normal)]
                 if not len(hidden) or single.scenario.nunique() < len(scenario.normal):
                     continue
-                alone = np.array([_against(Path(results) / path, scenario.normal) for path in single.path])
+                alone = pd.DataFrame([_against(Path(results) / path, scenario.normal) for path in single.path])
+                alone = alone.groupby(single.scenario.to_numpy()).mean()    # a class of two seeds counts once
                 rows.append({"dataset": dataset, "scenario": name, "method": method,
-                             "alone": 100 * np.average(alone[:, 0], weights=alone[:, 1]),
+                             "alone": 100 * np.average(alone[0], weights=alone[1]),
                              "hidden": 100 * hidden.auroc.mean(), "seeds": len(hidden)})
     frame = pd.DataFrame(rows, columns=["dataset", "scenario", "method", "alone", "hidden", "seeds"])
     frame.insert(5, "change", frame.hidden - frame.alone)
