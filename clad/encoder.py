@@ -93,12 +93,9 @@ def by_content(images: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.argsort(np.array(list(map(bytes, fingerprints(images)))), kind="stable")[:most])
 
 
-def remembered(images: np.ndarray, compute, folder: str | Path | None, name: str) -> np.ndarray:
+def remembered(images: np.ndarray, compute, folder: str | Path, name: str) -> np.ndarray:
     """Rows float32 [N,D] of images [N,C,H,W]: those that files `name-*.safetensors` in the folder know, and the others
-    by `compute(images)`, which are added. folder=None remembers nothing. A damaged file, or a folder that takes none,
-    costs a warning and the time."""
-    if folder is None:
-        return compute(images)
+    by `compute(images)`, which are added. A damaged file, or a folder that takes none, costs a warning and the time."""
     prints, known = list(map(bytes, fingerprints(images))), {}
     for path in sorted(Path(folder).glob(f"{name}-*.safetensors")):
         try:
@@ -189,11 +186,23 @@ class Encoded(Member):
             x = F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
         return (x - self.shift_) / self.scale_
 
+    def _weights(self) -> torch.Tensor:
+        "Digest of a network's weights and of what it expects of pictures, uint8 [32]."
+        digest = hashlib.sha256()
+        for value in (*self.net_.state_dict().values(), self.shift_, self.scale_):
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
     def _tensors(self):
-        return {"bank": torch.from_numpy(self.bank_)}
+        named = {"weights": self._weights()} if isinstance(self.encoder, str) else {}
+        return {"bank": torch.from_numpy(self.bank_)} | named
 
     def _restore(self, tensors, *before, device):
         self._start(device)
+        known = tensors.get("weights")    # older files have none
+        if known is not None and not torch.equal(known.cpu(), self._weights()):
+            raise ValueError(f"the encoder {self.encoder!r} now has other weights than when this was fitted, so that "
+                             "distances mean nothing: install timm as it was then, or fit again.")
         self.bank_ = tensors["bank"].cpu().numpy()
 
 
@@ -232,7 +241,9 @@ class EncoderNeighbours(Encoded):
         self.folder_ = None
 
     def _rows(self, pixels):
-        name = f"features-{self.encoder}-{self.size}-{self.revision}"
+        if self.folder_ is None:
+            return self._compute_rows(pixels.images)
+        name = f"features-{self._weights()[:8].numpy().tobytes().hex()}-{self.size}-{self.revision}"
         return remembered(pixels.images, self._compute_rows, self.folder_, name)
 
     def _compute_rows(self, images: np.ndarray) -> np.ndarray:

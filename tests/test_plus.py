@@ -1,5 +1,6 @@
 "CLADPlus, its members and the encoder beyond their chapters: colour, odd sizes, groups, files."
 import importlib.util
+from functools import partial
 
 import numpy as np
 import pytest
@@ -139,6 +140,22 @@ def test_a_store_keeps_features_of_the_fit_only(tmp_path, monkeypatch):
     kept = sorted(tmp_path.glob("features-*"))
     detector.score_samples(discs(9, seed=1))
     assert len(kept) == 1 and sorted(tmp_path.glob("features-*")) == kept
+
+
+def test_another_network_under_the_same_name_is_noticed(tmp_path, monkeypatch):
+    nets = [nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(2)) for _ in range(2)]
+    here, x = nets[:1], discs(30)
+    monkeypatch.setattr(clad.encoder, "make_encoder", lambda name: (here[0], (0.0,) * 3, (1.0,) * 3))
+    monkeypatch.setattr(clad.encoder, "check_encoder", lambda name: None)
+    kind = partial(EncoderKNN, member=EncoderNeighbours("toy"), cache_dir=tmp_path, calibration_fraction=0)
+    fitted = kind().fit(x)
+    fitted.save(tmp_path / "toy.clad")
+    assert np.array_equal(clad.load(tmp_path / "toy.clad").score_samples(x), fitted.score_samples(x))
+    here[0] = nets[1]
+    with pytest.raises(ValueError, match="'toy' now has other weights"):
+        clad.load(tmp_path / "toy.clad")
+    other = kind().fit(x)    # nor are its features taken for those of the first
+    assert not np.allclose(other.member_.bank_, fitted.member_.bank_)
 
 
 def test_a_member_can_be_fitted_again():
