@@ -34,6 +34,7 @@ _AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 _EXAMPLES = """your own pictures, normal ones only to begin with:
   clad fit good/ --out model.clad                                  learn what is normal
   clad score model.clad new/ --out scores.csv --report page.html   what is strange in another folder, and a page of it
+  clad evaluate model.clad --normal ok/ --anomalies bad/           how well it finds anomalies that are known
   clad update model.clad more-good/                                fifty more normal pictures came in
   clad info model.clad                                             what is in the file, and what it certifies
   clad suspects good/ --out list.csv                               what may not belong into the folder of normal ones
@@ -148,9 +149,17 @@ def _reading_flags(command: Any) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     command.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
 
-
+# %% ../nbs/49_cli.ipynb #fc7ad773
 def _further_commands(commands: Any) -> None:
-    "The grammar of suspects and info."
+    "The grammar of evaluate, suspects and info."
+    evaluate = commands.add_parser("evaluate", allow_abbrev=False, epilog=_EVALUATE, formatter_class=_AS_WRITTEN,
+                                   help="how well a fitted detector finds anomalies that are known")
+    evaluate.add_argument("model", help="file that `clad fit` has written")
+    evaluate.add_argument("--normal", required=True, metavar="FOLDER", help="normal pictures, not those of the fit")
+    evaluate.add_argument("--anomalies", required=True, metavar="FOLDER", help="anomalies; a sub-folder for each kind")
+    evaluate.add_argument("--out", metavar="CSV", help="also write the numbers to a file")
+    evaluate.add_argument("--alpha", type=float, metavar="A", help="tolerated false-alarm rate (default: of the fit)")
+    _reading_flags(evaluate)
     info = commands.add_parser("info", allow_abbrev=False, help="what a model file holds")
     info.add_argument("model", help="file that `clad fit` has written")
     suspects = commands.add_parser("suspects", allow_abbrev=False, epilog=_SUSPECTS, formatter_class=_AS_WRITTEN,
@@ -201,6 +210,15 @@ that no spreadsheet takes it for a formula.
 The page shows the strangest flagged pictures beside normal ones that the model file keeps, and where in them the score
 comes from; the first takes the time of some 3,000 scores, each further one that of 50; --reasons 0 leaves them out.
 """
+_EVALUATE = """examples:
+  clad evaluate model.clad --normal test/good --anomalies test/bad
+  clad evaluate model.clad --normal test/good --anomalies test/bad --alpha 0.01 --out found.csv
+
+How many anomalies are flagged, and how many normal pictures; and the AUROC, how often an anomaly looks stranger than a
+normal picture, whatever the threshold. In brackets what else these shares may be, with 95 % confidence. Each sub-folder
+of --anomalies is a kind with a line of its own. Pictures that the model was fitted or updated with are left out, and of
+copies all but one.
+"""
 _SUSPECTS = """examples:
   clad suspects good/ --out list.csv
   clad suspects good/ --out list.csv --detector CLADPlus --set budget=20000
@@ -209,6 +227,8 @@ A detector is fitted on four fifths of the pictures and judges the last fifth, f
 each file, in the order to look at them: stranger_than (the share of its fifth that looks more normal) and score (lower
 is stranger). It is a list to look at: a rare but normal picture is on it, too. Take out what does not belong, then fit.
 """
+
+# %% ../nbs/49_cli.ipynb #8a41802c
 _UPDATE = """examples:
   clad update model.clad more-good/
   clad update model.clad false-alarms/ --picked
@@ -357,7 +377,7 @@ def _tell_places(words: argparse.Namespace, found: Any, say: Any) -> None:
         more = f", ... ({len(places):,} sub-folders)" if len(places) > 6 else ""
         say("from " + ", ".join(f"{place}: {n:,}" for place, n in list(places.items())[:6]) + more)
     odd = r"bad|tests?|ground[ _-]?truth|masks?|(anomal|abnormal|defect).*"
-    if words.command in ("fit", "update") and (
+    if (words.command in ("fit", "update") or words.folder == getattr(words, "normal", None)) and (
             named := [place for place in places if any(re.fullmatch(odd, part.lower()) for part in place.split("/"))]):
         say(f"warning: {', '.join(named[:6])}: are these normal pictures? Only normal ones belong here; by their names "
             "they are none. Name the sub-folder of the normal ones alone")
@@ -379,9 +399,10 @@ def _read(words: argparse.Namespace, say: Any, size: Any = None, like: Any = Non
     for why in list(pictures.skipped.values())[:5]:
         say(f"left out: {why}")
     if len(pictures.skipped) > 5:
-        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out, "suspects": words.out}
-        say(f"left out: {counted(len(pictures.skipped) - 5, 'more file')}, all named in "
-            + where.get(words.command, f'the last of the "updates" in the fit_report_ of {words.out or words.model}'))
+        where = {"fit": f'the "folder" of the fit_report_ of {words.out}', "score": words.out, "suspects": words.out,
+                 "update": f'the last of the "updates" in the fit_report_ of {words.out or words.model}'}
+        say(f"left out: {counted(len(pictures.skipped) - 5, 'more file')}"
+            + (f", all named in {where[words.command]}" if words.command in where else ""))
     return pictures
 
 # %% ../nbs/49_cli.ipynb #c3cb1f02
@@ -523,6 +544,58 @@ def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, s
         say("no reasons: the model file keeps no normal pictures (`clad fit` of this version puts some into it)")
     return write_report(words.report, detector, table, pictures.images, reasons=reasons, explained=count, fdr=words.fdr,
                         title=f"Pictures of {Path(words.folder).resolve().name}", skipped=pictures.skipped)
+
+# %% ../nbs/49_cli.ipynb #37675c65
+def _unseen(words: argparse.Namespace, detector: Any, folder: str, say: Any) -> tuple[Any, dict[bytes, int]]:
+    "The pictures of a folder, and the places, by digest, of those that the model was not fitted or updated with."
+    from clad.training import fingerprints
+
+    words.folder = folder
+    pictures = _read(words, say, like=detector)
+    prints = fingerprints(pictures.images)
+    return pictures, {bytes(prints[place]): place for place in detector._unseen(prints).nonzero()[0]}
+
+
+def _evaluate(words: argparse.Namespace) -> None:
+    "Print how well known anomalies are told from normal pictures, and each kind of them."
+    from clad.files import write_atomically
+    from clad.report import judge, score_pictures
+
+    detector = _load(words)
+    if words.out is not None:
+        _check_file(words.out, "--out")
+    with _talk(words) as say:
+        normal, one = _unseen(words, detector, words.normal, say)
+        anomalous, other = _unseen(words, detector, words.anomalies, say)
+        if both := [(normal.files[i], anomalous.files[other[p]]) for p, i in one.items() if p in other]:
+            raise ValueError(f"{both[0][0]} of {words.normal} and {both[0][1]} of {words.anomalies} are the same "
+                             f"picture ({len(both):,} such): is it normal?")
+        tables = [score_pictures(detector, pictures.images, pictures.files, verbose=_bars(words)).iloc[[*new.values()]]
+                  for pictures, new in ((normal, one), (anomalous, other))]
+        found = judge(*tables)
+        if found.low["normal"] > detector.alpha:
+            say(f"more normal pictures are flagged than alpha {detector.alpha:g} tolerates: these are not like those "
+                "that the threshold was set by; update the model with normal pictures of this source")
+        if words.out is not None:
+            write_atomically(words.out, found.to_csv(index_label="pictures of", float_format="%.6g").encode())
+    print(f"{words.model} at alpha {detector.alpha:g}")
+    print(*_judged_lines(found), sep="\n")
+
+# %% ../nbs/49_cli.ipynb #98034b15
+def _judged_lines(found: Any) -> list[str]:
+    "The table of `judge` for people."
+    names = [_plain(name if i < 2 else f"  {name}") for i, name in enumerate(found.index)]
+    wide, digits = max(map(len, names)), len(f"{found.pictures.max():,}")
+    lines = []
+    for name, row in zip(names, found.itertuples()):
+        line = (f"{name:<{wide}}  {row.flagged:>{digits},} of {row.pictures:>{digits},} flagged, {row.share:6.1%} "
+                f"({row.low:.1%} to {row.high:.1%})")
+        if row.auroc == row.auroc:    # normal pictures have none
+            line += f", AUROC {row.auroc:.1%}"
+            if row.auroc_high > row.auroc_low:    # a perfect order says nothing about its error
+                line += f" ({row.auroc_low:.1%} to {row.auroc_high:.1%})"
+        lines.append(line)
+    return lines
 
 # %% ../nbs/49_cli.ipynb #52da687f
 def _update(words: argparse.Namespace) -> None:
@@ -922,7 +995,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = _meant(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", words.own.format_usage()))
         words.own.error(f"unknown: {' '.join(unknown)}" + (f"; is {near} meant?" if near else ""))
     commands = {"list": _list, "figures": _figures, "reproduce": _reproduce, "fit": _fit, "score": _score,
-                "update": _update, "suspects": _suspects, "info": _info}
+                "evaluate": _evaluate, "update": _update, "suspects": _suspects, "info": _info}
     try:
         with _any_name_shown(), _results_aside(words):
             commands[words.command](words)

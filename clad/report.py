@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'score_pictures', 'sort_by_look', 'hidden_classes', 'keep_examples', 'reasons_for', 'write_table',
-           'write_scores', 'thumbnail_size', 'make_sheet', 'write_report']
+           'write_scores', 'judge', 'thumbnail_size', 'make_sheet', 'write_report']
 
 # %% ../nbs/44_report.ipynb #8523d412
 import base64
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import nn
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 from .base import Detector
 from .conformal import conformal_p_values, discovered, least_groups
 from .files import to_json, write_atomically
+from .metrics import auroc, delong_interval
 from .reasons import Reason, Reasons, heat
 from .settings import as_written
 
@@ -142,6 +144,37 @@ def write_scores(path: str | os.PathLike, table: pd.DataFrame, skipped: dict[str
     "Write the table of `score_pictures` by `write_table`, strangest first."
     ordered = table.sort_values(["p_value", "score"], ascending=[True, False], kind="stable")
     return write_table(path, ordered.astype({"hidden_class": "Int64"}) if skipped else ordered, skipped)
+
+# %% ../nbs/44_report.ipynb #a5819421
+def judge(normal: pd.DataFrame, anomalous: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """How well known anomalies were told from normal pictures: rows `normal`, `anomalous`, and one for each folder of
+    anomalies where there are several.
+
+    normal, anomalous: tables of `score_pictures`, of one detector at one threshold. Columns: pictures; flagged, how
+    many; share of them, in [0, 1], between low and high (Clopper and Pearson); auroc of the row against all normal
+    pictures, between auroc_low and auroc_high (DeLong; NaN for a single picture, no width for a perfect order).
+    ValueError where either table is empty.
+    """
+    for name, table in (("normal", normal), ("anomalous", anomalous)):
+        if not len(table):
+            raise ValueError(f"there are no {name} pictures to judge by")
+    folders = anomalous.file.str.rpartition("/")[0]
+    parts = {"anomalous": anomalous} | (dict(list(anomalous.groupby(folders))) if folders.nunique() > 1 else {})
+    rows = {"normal": _flagged(normal, level)}
+    for name, part in parts.items():
+        truth = np.repeat([False, True], [len(normal), len(part)])
+        score = np.concatenate([normal.score, part.score])
+        low, high = delong_interval(truth, score, level)
+        areas = {"auroc": auroc(truth, score), "auroc_low": low, "auroc_high": high}
+        rows[name if part is anomalous else f"{name or '.'}/"] = _flagged(part, level) | areas
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _flagged(table: pd.DataFrame, level: float) -> dict[str, float]:
+    "How many pictures, how many of them flagged, and the share with its exact interval."
+    n, k = len(table), int(table.flagged.sum())
+    low, high = binomtest(k, n).proportion_ci(level)
+    return {"pictures": n, "flagged": k, "share": k / n, "low": low, "high": high}
 
 # %% ../nbs/44_report.ipynb #5987d4a0
 SIDE = 16  # thumbnails along each side of a sheet

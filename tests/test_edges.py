@@ -1063,6 +1063,25 @@ def test_sub_folders_are_groups_where_the_command_is_told_so(tmp_path, capsys):
     assert len(np.unique(kept.calibration_groups_)) == 5 and len(kept.calibration_scores_) == 26
 
 
+def test_known_anomalies_are_judged_by_what_the_model_has_not_seen(model, tmp_path, capsys):
+    "Pictures of the fit, those that set the threshold too, are left out; what was counted agrees with Python."
+    detector, fresh, dark = clad.load(model), PICTURES[40:70], 255 - PICTURES[:20]
+    ok, kinds = save_all(tmp_path / "ok", PICTURES[20:70]), tmp_path / "bad"
+    kinds.mkdir()
+    save_all(kinds / "dark", dark)
+    save_all(kinds / "noise", RNG.integers(0, 255, (5, 1, 16, 16)).astype(np.uint8))
+    command = ["evaluate", str(model), "--normal", ok, "--quiet", "--anomalies"]
+    assert main([*command, str(kinds), "--out", str(tmp_path / "found.csv")]) == 0
+    found, said = pd.read_csv(tmp_path / "found.csv", index_col=0), capsys.readouterr().out
+    assert found.pictures.to_dict() == {"normal": 30, "anomalous": 25, "dark/": 20, "noise/": 5}
+    assert found.flagged[["normal", "dark/"]].tolist() == [(detector.predict(x) < 0).sum() for x in (fresh, dark)]
+    area = clad.metrics.auroc(np.repeat([False, True], [30, 20]), detector.anomaly_score(np.r_[fresh, dark]))
+    assert found.auroc["dark/"] == pytest.approx(area, abs=1e-5)
+    assert "at alpha 0.2" in said and f"{found.flagged['normal']} of 30 flagged" in said and "  noise/ " in said
+    assert main([*command, ok]) == 1 and "are the same picture (30 such)" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none")]) == 1 and "there is no folder" in capsys.readouterr().err
+
+
 def test_a_model_file_is_described(model, tmp_path, capsys):
     "Also one of an earlier version, without the versions and the date; what is no model is named."
     detector = clad.CLADPlus(budget=1000, alpha=0.2, calibration_fraction=0.5).fit(PICTURES)

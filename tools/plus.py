@@ -1,7 +1,7 @@
 """What each part of CLADPlus brings, and whether it helps to know the hidden classes, on the development scenarios.
 
 usage: python tools/plus.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL cifar10/THG tiny-imagenet/STRT] [--seed 0]
-                            [--cache FOLDER] [--encoder] [--parts votes scores labels optimizer] [--budget 40000]
+                            [--cache FOLDER] [--encoder] [--parts votes tried scores labels optimizer] [--budget 40000]
 
 Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in OUT.csv are replaced. Parts:
   member   one opinion alone
@@ -9,6 +9,8 @@ Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in 
   vote     scales and weights: equal, by the turn test, by the best weights for the test labels ("oracle")
   encoder  its share of the vote: none, by the spread of its features alone, by the rule, a half, all,
            and the oracle's
+  tried    recipes that were measured and not frozen: `PatchResidual` of chapter 16 as one more member, and the square
+           of the share of `turn` in the network's vote
   score    hidden classes in the score: none, found (k-means, 10), over-split (50), true; for two distances, on the
            features of the network of chapter 18 and of the encoder
   labels   hidden classes in the labels: a network of `--budget` pictures that tells turns alone (none), or turns and
@@ -33,6 +35,7 @@ from torch.nn import functional as F
 from clad.ablation import write_rows
 from clad.data import load_dataset
 from clad.encoder import by_content
+from clad.floors import PatchResidual
 from clad.metrics import auroc
 from clad.plus import CLADPlus
 from clad.runs import Run, build
@@ -41,7 +44,7 @@ from clad.training import Pixels, channel_statistics
 from clad.transforms import Muon, TurnNet, nearest, shifted, sized, turned
 
 DEVELOPMENT = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT")
-PARTS = ("votes", "scores", "labels", "optimizer")
+PARTS = ("votes", "tried", "scores", "labels", "optimizer")
 SHARES = np.linspace(0, 1, 11)
 SGD = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
@@ -70,6 +73,28 @@ def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
             areas["encoder", choice] = float(auroc(split.is_anomaly, (1 - part) * scratch + part * z["encoder"]))
         areas["encoder", "oracle"] = max(auroc(split.is_anomaly, (1 - p) * scratch + p * z["encoder"]) for p in SHARES)
     return areas
+
+
+class WithPatches(CLADPlus):
+    "CLADPlus with the third floor of chapter 16 as one more member."
+    patches = PatchResidual()
+
+    @property
+    def stages(self):
+        return super().stages | {"patches": ()}
+
+
+def tried(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
+    "AUROC by (part, choice) of recipes that are not those of the fitted CLADPlus."
+    more = WithPatches(**detector.get_params(deep=False)).fit(split.train.images, groups=split.train.groups)
+    z, weights = detector.opinions(split.test.images), {name: v["weight"] for name, v in detector.members_.items()}
+    both = weights["near"] + weights["turn"]
+    weights["turn"] **= 2
+    weights["turn"] /= both
+    weights["near"] = both - weights["turn"]
+    squared = sum(weights[name] * v for name, v in z.items())
+    found = {"with patches": more.anomaly_score(split.test.images), "turn's share squared": squared}
+    return {("tried", choice): float(auroc(split.is_anomaly, score)) for choice, score in found.items()}
 
 
 def classes_of(rows: np.ndarray, hidden: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -144,6 +169,10 @@ def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, s
     run = Run(dataset, name, "CLADPlusEncoder" if args.encoder else "CLADPlus", seed=seed)
     detector = build(run, cache_dir=args.cache).fit(split.train.images, groups=split.train.groups)
     rows = votes(detector, split) if "votes" in args.parts else {}
+    if "tried" in args.parts:
+        rows |= tried(detector, split)
+    if not {"scores", "labels", "optimizer"} & set(args.parts):
+        return rows
     index = by_content(split.train.images, 4_000)
     train, hidden = split.train.images[index], split.train.labels[index]
     test, odd = several(split.test.images, 2_500), several(split.is_anomaly, 2_500)
