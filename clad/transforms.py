@@ -101,8 +101,8 @@ class Muon(torch.optim.Optimizer):
 def nearest(rows: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
     "Distance of unit rows [n,D] to the k-th nearest of unit rows [m,D], float64 [n]."
     k = min(k, len(bank))
-    parts = [(2 - 2 * part @ bank.T).clamp_(min=0).topk(k, largest=False)[0][:, -1] for part in rows.split(1024)]
-    return torch.cat(parts).double().sqrt()
+    cosines = torch.cat([(part @ bank.T).topk(k)[0][:, -1] for part in rows.split(256)])    # blocks that fit the cache
+    return (2 - 2 * cosines).clamp_(min=0).double().sqrt()
 
 # %% ../nbs/18_transforms.ipynb #3e2638aa
 CPU, GPU = 480_000, 2_000_000    # pictures shown in training, each turn counted: some minutes of a core
@@ -152,7 +152,7 @@ class Transforms(Member):
         pixels, features, right = self._pixels(X, device_of(self.net_)), [], []
         self.net_.eval()
         with exact():
-            for x in pixels.batches(256):
+            for x in pixels.batches(64):
                 h = self.net_.features(turned(sized(x)))
                 log_p = self.net_.head(h).float().log_softmax(1).view(4, len(x), 4)
                 features.append(F.normalize(h.float(), dim=1).view(4, len(x), -1))
