@@ -51,7 +51,7 @@ class Check:
 
 def at_least(needed: int, checks: Sequence[Check]) -> bool | None:
     "Do at least so many of the checks hold? None where the open ones decide."
-    held = sum(check.holds is True for check in checks)
+    held = sum(bool(check.holds) for check in checks)
     open_ = sum(check.holds is None for check in checks)
     return True if held >= needed else None if held + open_ >= needed else False
 
@@ -110,7 +110,7 @@ def gather(records: pd.DataFrame, results: str | Path, settings: str = "short",
     several = clad[[len(SCENARIOS[d][s].normal) > 1 for d, s in zip(clad.dataset, clad.scenario)]]
     nmi = {name: own.groupby("scenario")["clusters.nmi"].mean().mean()
            for name, own in (several.groupby("dataset") if len(several) else ())
-           if "clusters.nmi" in own
+           if "clusters.nmi" in own and own.scenario.value_counts().min() >= least
            and own.scenario.nunique() == sum(len(s.normal) > 1 for s in SCENARIOS[name].values())}
     return Evidence(areas, points[points.seeds >= least],
                     deepsvdd_mean(records, settings), seed_spread(clad[clad.dataset == "mnist"]), apart,

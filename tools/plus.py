@@ -1,7 +1,8 @@
 """What each part of CLADPlus brings, and whether it helps to know the hidden classes, on the development scenarios.
 
 usage: python tools/plus.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL cifar10/THG tiny-imagenet/STRT] [--seed 0]
-                            [--cache FOLDER] [--encoder] [--parts votes tried scores labels optimizer] [--budget 40000]
+                            [--cache FOLDER] [--encoder] [--budget 40000]
+                            [--parts votes tried scores labels optimizer budget]
 
 Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in OUT.csv are replaced. Parts:
   member   one opinion alone
@@ -15,6 +16,7 @@ Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in 
            features of the network of chapter 18 and of the encoder
   labels   hidden classes in the labels: a network of `--budget` pictures that tells turns alone (none), or turns and
            classes that are found, over-split, or true; the distance is `near`
+  budget   the whole after a longer and a shorter training of the network (by `vote`, "turn test" it is 480,000)
   optimizer  how that network learns turns alone: by SGD, by Muon
 """
 import argparse
@@ -27,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.spatial.distance import cdist
+from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
@@ -44,7 +47,8 @@ from clad.training import Pixels, channel_statistics
 from clad.transforms import Muon, TurnNet, nearest, shifted, sized, turned
 
 DEVELOPMENT = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT")
-PARTS = ("votes", "tried", "scores", "labels", "optimizer")
+PARTS = ("votes", "tried", "scores", "labels", "optimizer", "budget")
+BUDGETS = (120_000, 960_000)
 SHARES = np.linspace(0, 1, 11)
 SGD = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
@@ -171,6 +175,10 @@ def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, s
     rows = votes(detector, split) if "votes" in args.parts else {}
     if "tried" in args.parts:
         rows |= tried(detector, split)
+    for budget in BUDGETS if "budget" in args.parts else ():
+        other = clone(detector).set_params(budget=budget).fit(split.train.images, groups=split.train.groups)
+        area = auroc(split.is_anomaly, other.anomaly_score(split.test.images))
+        rows["budget", f"{budget:,}"] = float(area)
     if not {"scores", "labels", "optimizer"} & set(args.parts):
         return rows
     index = by_content(split.train.images, 4_000)
