@@ -378,6 +378,7 @@ def plot_followed(followed: pd.DataFrame, ax: Axes) -> None:
     table = 100 * table[list(dict.fromkeys(followed.feature))].loc[list(dict.fromkeys(followed.scenario))]
     colours = ["k", "#bdbdbd", "#969696", "#636363", "#17becf", "#bcbd22"]
     table.plot.bar(ax=ax, color=colours[: table.shape[1]], width=0.8, rot=0)
+    ax.tick_params(axis="x", labelsize=8)
     ax.set(xlabel="", ylabel="variance explained\nby the clusters, %")
     ax.legend(frameon=False, fontsize=7, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
 
