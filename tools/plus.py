@@ -72,7 +72,7 @@ def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
         auroc(split.is_anomaly, a * own["gcn"] + b * own["hog"] + (1 - a - b) * own["network"])
         for a, b in itertools.product(SHARES, SHARES) if a + b <= 1 + 1e-9)
     if share:
-        parts = {"none": 0.0, "by spread": detector.frozen_.spread, "by the rule": share, "half": 0.5, "all": 1.0}
+        parts = {"none": 0.0, "by spread": detector.frozen_.spread_, "by the rule": share, "half": 0.5, "all": 1.0}
         for choice, part in parts.items():
             areas["encoder", choice] = float(auroc(split.is_anomaly, (1 - part) * scratch + part * z["encoder"]))
         areas["encoder", "oracle"] = max(auroc(split.is_anomaly, (1 - p) * scratch + p * z["encoder"]) for p in SHARES)
