@@ -217,7 +217,7 @@ def check_named(member: Encoded) -> None:
         raise ValueError("a detector whose encoder is a module or a function cannot be saved: give the encoder as "
                          "'auto' or as a name of timm's.")
 
-# %% ../nbs/17_encoder.ipynb #b7121a79
+# %% ../nbs/17_encoder.ipynb #5e1a7c20
 SHRUNK = 1e-3    # at least so much shrinkage
 
 
@@ -240,7 +240,7 @@ def whitened(rows: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray, fl
     factors = ((1 - share) * variance / mean + share) ** (-power / 2)
     return directions.astype(np.float32), factors.astype(np.float32), float(share ** (-power / 2))
 
-
+# %% ../nbs/17_encoder.ipynb #b7121a79
 class EncoderNeighbours(Encoded):
     """Distance to the k-th nearest normal image among the features of a network trained elsewhere, partly whitened.
 
