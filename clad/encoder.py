@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHA256', 'EXTRA', 'NAMED', 'SHRUNK', 'lite0_weights', 'by_position', 'check_encoder', 'make_encoder', 'by_content',
-           'remembered', 'Encoded', 'check_named', 'whitened', 'EncoderNeighbours', 'OneEncoded', 'EncoderKNN',
-           'make_maps', 'EncoderPatchNeighbours', 'EncoderPatches']
+           'remembered', 'Encoded', 'check_named', 'whitened', 'whiten', 'EncoderNeighbours', 'OneEncoded',
+           'EncoderKNN', 'make_maps', 'EncoderPatchNeighbours', 'EncoderPatches']
 
 # %% ../nbs/17_encoder.ipynb #e49cf158
 import hashlib
@@ -240,6 +240,11 @@ def whitened(rows: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray, fl
     factors = ((1 - share) * variance / mean + share) ** (-power / 2)
     return directions.astype(np.float32), factors.astype(np.float32), float(share ** (-power / 2))
 
+
+def whiten(rows: np.ndarray, directions: np.ndarray, factors: np.ndarray, rest: float) -> np.ndarray:
+    "Rows [N,D] with each direction of `whitened` multiplied by its factor, and all others by rest."
+    return rest * rows + (rows @ directions.T * (factors - rest)) @ directions
+
 # %% ../nbs/17_encoder.ipynb #b7121a79
 class EncoderNeighbours(Encoded):
     """Distance to the k-th nearest normal image among the features of a network trained elsewhere, partly whitened.
@@ -273,12 +278,9 @@ class EncoderNeighbours(Encoded):
         told = rows[rows.any(1)]
         alike = np.square(told.mean(0, dtype=np.float64)).sum() if len(told) else 1.0
         self.spread_ = float((1 - alike) * len(told) / len(rows))
-        self.axes_, self.factors_, self.rest_ = whitened(rows, self.whitening)
-        self.bank_ = self._white(rows)
+        self.white_ = whitened(rows, self.whitening)
+        self.bank_ = whiten(rows, *self.white_)
         return {"dimensions": rows.shape[1], "bank": len(rows), "spread": self.spread_}
-
-    def _white(self, rows: np.ndarray) -> np.ndarray:
-        return self.rest_ * rows + (rows @ self.axes_.T * (self.factors_ - self.rest_)) @ self.axes_
 
     def _start(self, device):
         super()._start(device)
@@ -300,23 +302,24 @@ class EncoderNeighbours(Encoded):
         return self._seen(found, len(images), fits, "a tensor [N,D]").flatten(1).cpu()
 
     def _far(self, rows):
-        return neighbour_distance(self._white(rows), self.bank_, self.k)
+        return neighbour_distance(whiten(rows, *self.white_), self.bank_, self.k)
 
     def remember(self, X) -> None:
         "More normal images to compare with: no distance grows (from k images on)."
-        self.bank_ = np.concatenate([self.bank_, self._white(self.rows(X))])
+        self.bank_ = np.concatenate([self.bank_, whiten(self.rows(X), *self.white_)])
 
     def _tensors(self):
-        return super()._tensors() | {"axes": torch.from_numpy(self.axes_), "factors": torch.from_numpy(self.factors_),
-                                     "numbers": torch.tensor([self.rest_, self.spread_], dtype=torch.float64)}
+        axes, factors, rest = self.white_
+        return super()._tensors() | {"axes": torch.from_numpy(axes), "factors": torch.from_numpy(factors),
+                                     "numbers": torch.tensor([rest, self.spread_], dtype=torch.float64)}
 
     def _restore(self, tensors, *before, device):
         if "axes" not in tensors:
             raise ValueError("this was fitted by an earlier version, which showed pictures to the encoder at another "
                              "size: fit again.")
         super()._restore(tensors, *before, device=device)
-        self.axes_, self.factors_ = (tensors[k].cpu().numpy() for k in ("axes", "factors"))
-        self.rest_, self.spread_ = tensors["numbers"].tolist()
+        rest, self.spread_ = tensors["numbers"].tolist()
+        self.white_ = (*(tensors[k].cpu().numpy() for k in ("axes", "factors")), rest)
 
 # %% ../nbs/17_encoder.ipynb #96bca626
 class OneEncoded(OneMember):

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from clad.ablation import write_rows
 from clad.data import load_dataset
-from clad.encoder import EncoderNeighbours, by_content, whitened
+from clad.encoder import EncoderNeighbours, by_content, whiten, whitened
 from clad.floors import PatchResidual
 from clad.metrics import auroc
 from clad.odin import neighbour_distance
@@ -91,9 +91,8 @@ def features(split, seed: int) -> dict[tuple[str, str], float]:
     test, odd, rows = several(split.test.images, 2_500), several(split.is_anomaly, 2_500), {}
 
     def area(bank: np.ndarray, new: np.ndarray, power: float) -> float:
-        axes, factors, rest = whitened(bank, power)
-        matrix = rest * np.eye(bank.shape[1], dtype=np.float32) + (axes.T * (factors - rest)) @ axes
-        return float(auroc(odd, neighbour_distance(new @ matrix, bank @ matrix, EncoderNeighbours().k)))
+        own = whitened(bank, power)
+        return float(auroc(odd, neighbour_distance(whiten(new, *own), whiten(bank, *own), EncoderNeighbours().k)))
 
     for size in (96, 160):
         describe = EncoderNeighbours(size=size).fit(normal[:2]).rows
