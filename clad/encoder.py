@@ -253,7 +253,8 @@ class EncoderNeighbours(Encoded):
     float32 [N,3,S,S] in [0, 1] and gives [N,D]. size: S, or None for 160 to 224 by the images. whitening: 0 for
     distances between rows as they are, 1 for rows that vary alike along all directions. most: normal images that are
     kept for comparison, chosen by their bytes, so that order and seed change nothing. batch_size: None for 8 on a CPU,
-    128 elsewhere. Only named encoders can be saved, and their features of the images of the fit remembered in the store.
+    128 elsewhere. Only named encoders can be saved, and their features of the images of the fit remembered in the
+    store.
 
     After fit: bank_, the rows that are compared with, whitened; spread_, 1 - |mean of the normal rows|^2: 0 where all
     look alike to the encoder, 1 where they point all ways. Rows of nothing but zeros, which the encoder does not tell
@@ -261,8 +262,9 @@ class EncoderNeighbours(Encoded):
     """
 
     name, revision = "encoder", 2
-    allowed = Encoded.allowed | {("k",): AT_LEAST_1,
-                                 ("whitening",): ("a number from 0 to 1", is_number(0, or_equal=True, high=np.nextafter(1, 2)))}
+    allowed = Encoded.allowed | {
+        ("k",): AT_LEAST_1,
+        ("whitening",): ("a number from 0 to 1", is_number(0, or_equal=True, high=np.nextafter(1, 2)))}
 
     def __init__(self, encoder: Any = "auto", *, k: int = 5, size: int | None = None, whitening: float = 0.5,
                  most: int = 5_000, batch_size: int | None = None):
