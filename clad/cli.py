@@ -546,14 +546,15 @@ def _page(words: argparse.Namespace, detector: Any, table: Any, pictures: Any, s
                         title=f"Pictures of {Path(words.folder).resolve().name}", skipped=pictures.skipped)
 
 # %% ../nbs/49_cli.ipynb #37675c65
-def _unseen(words: argparse.Namespace, detector: Any, folder: str, say: Any) -> tuple[Any, dict[bytes, int]]:
-    "The pictures of a folder, and the places, by digest, of those that the model was not fitted or updated with."
+def _unseen(words: argparse.Namespace, detector: Any, folder: str, say: Any) -> tuple[Any, dict[bytes, str]]:
+    "Pictures of a folder that the model was not fitted or updated with, and their files, by digest."
     from clad.training import fingerprints
 
     words.folder = folder
     pictures = _read(words, say, like=detector)
     prints = fingerprints(pictures.images)
-    return pictures, {bytes(prints[place]): place for place in detector._unseen(prints).nonzero()[0]}
+    places = detector._unseen(prints).nonzero()[0]
+    return pictures.images[places], {bytes(prints[i]): pictures.files[i] for i in places}
 
 
 def _evaluate(words: argparse.Namespace) -> None:
@@ -567,11 +568,11 @@ def _evaluate(words: argparse.Namespace) -> None:
     with _talk(words) as say:
         normal, one = _unseen(words, detector, words.normal, say)
         anomalous, other = _unseen(words, detector, words.anomalies, say)
-        if both := [(normal.files[i], anomalous.files[other[p]]) for p, i in one.items() if p in other]:
+        if both := [(file, other[digest]) for digest, file in one.items() if digest in other]:
             raise ValueError(f"{both[0][0]} of {words.normal} and {both[0][1]} of {words.anomalies} are the same "
                              f"picture ({len(both):,} such): is it normal?")
-        tables = [score_pictures(detector, pictures.images, pictures.files, verbose=_bars(words)).iloc[[*new.values()]]
-                  for pictures, new in ((normal, one), (anomalous, other))]
+        tables = [score_pictures(detector, images, [*files.values()], verbose=_bars(words))
+                  for images, files in ((normal, one), (anomalous, other))]
         found = judge(*tables)
         if found.low["normal"] > detector.alpha:
             say(f"more normal pictures are flagged than alpha {detector.alpha:g} tolerates: these are not like those "

@@ -580,7 +580,7 @@ def _write_detectors(records: pd.DataFrame, beside: Path, figures: Path) -> list
             text += ("The encoder has seen ImageNet's labels, which include the classes of Tiny-ImageNet and resemble "
                      "those of CIFAR-10. The columns on the right are other packages on the encoder's features of at "
                      "most 4,000 normal and 2,500 test images; anomalib's PatchCore has the same network as backbone "
-                     "and 1,000 normal images (`tools/peers.py`).\n\n")
+                     "and 1,000 normal images, small ones enlarged to 96 pixels instead of 160 (`tools/peers.py`).\n\n")
         for part in parts:
             if len(rows := frame[frame.part == part]):
                 wide = detectors_wide(rows, columns)

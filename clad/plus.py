@@ -42,11 +42,12 @@ def weight(area: float) -> float:
 UNNOTICED = weight(0.55)    # so little is noise
 
 
-def trusted(spread: float, encoder: float, pixels: float) -> float:
-    """Share of the vote that an encoder gets, by the spread of its features of normal images, and the AUROC with which
-    it tells turned from untouched ones beside that of the better member on plain pixels."""
+def trusted(spread: float, encoder: float, pixels: float, sure: float = 1.0) -> float:
+    """Share of the vote that an encoder gets, by the spread of its features of normal images, the AUROC with which
+    it tells turned from untouched ones beside that of the better member on plain pixels, and by how sure the members
+    from scratch are, 0 to 1."""
     known, plain = spread * (weight(encoder) + UNNOTICED), (1 - spread) * (weight(pixels) + UNNOTICED)
-    return known / (known + plain)
+    return known / (known + max(sure, UNNOTICED) * plain)
 
 
 def understood(accuracy: float) -> float:
@@ -165,7 +166,8 @@ class CLADPlus(Detector):
             votes, total = dict.fromkeys(votes, 1.0), len(votes)
         if "encoder" not in areas:
             return {name: vote / total for name, vote in votes.items()}
-        share = trusted(self.frozen_.spread, areas["encoder"], max(areas["gcn"], areas["hog"]))
+        pixels, sure = max(areas["gcn"], areas["hog"]), 1 - votes["near"] / total
+        share = trusted(self.frozen_.spread_, areas["encoder"], pixels, sure)
         return {name: (1 - share) * vote / total for name, vote in votes.items()} | {"encoder": share}
 
     def _distances(self, images: np.ndarray, members: list[Member]) -> dict[str, np.ndarray]:

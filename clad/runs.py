@@ -55,7 +55,8 @@ OWN: dict[str, type[Detector]] = {"GCN": GCN, "HOG": HOG, "Patches": Patches, "E
                                   "CLADPlusEncoder": CLADPlusEncoder}    # not in the paper
 REVISION: dict[str, int] = dict.fromkeys([*METHODS, *OWN], 1) | {
     "OCCNN": 2,  # exactly so many iterations
-    "CLADPlus": 4, "CLADPlusEncoder": 4}  # CLADPlus: the freezes of chapter 19
+    "EncoderKNN": 2,  # 160 pixels, half whitened
+    "CLADPlus": 4, "CLADPlusEncoder": 5}  # the freezes of chapter 19 that change them
 
 
 def method_of(name: str) -> type[Detector]:

@@ -354,7 +354,7 @@ def test_an_encoder_stays_as_its_owner_left_it_and_says_what_it_gives_wrong():
 
 def test_an_encoder_that_tells_nothing_apart_gets_next_to_no_vote():
     blind = clad.CLADPlus(budget=1000, encoder=lambda x: torch.zeros(len(x), 4)).fit(PICTURES)
-    assert blind.frozen_.spread == 0 and blind.fit_report_["members"]["encoder"]["weight"] == 0
+    assert blind.frozen_.spread_ == 0 and blind.fit_report_["members"]["encoder"]["weight"] == 0
 
 
 def test_rates_at_the_edge():

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.covariance import ledoit_wolf
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import clad
 from clad.conformance import check_detector
 from clad.encoder import (
+    Encoded,
     EncoderKNN,
     EncoderNeighbours,
     EncoderPatches,
@@ -21,6 +23,7 @@ from clad.encoder import (
     make_encoder,
     make_maps,
     remembered,
+    whitened,
 )
 from clad.floors import GCNNeighbours
 from clad.plus import CLADPlus
@@ -115,9 +118,10 @@ def test_an_encoder_that_does_not_notice_turns_counts_less():
     assert m[0]["encoder"]["turned"] > 0.9 and m[1]["encoder"]["turned"] == pytest.approx(0.5, abs=0.01)
     for fit, members in zip(fits, m):
         votes = {name: max(0, 2 * members[name]["turned"] - 1) ** 3 + 0.1**3 for name in ("encoder", "gcn", "hog")}
-        sigma, ratio = fit.frozen_.spread, votes["encoder"] / max(votes["gcn"], votes["hog"])
+        sigma, ratio = fit.frozen_.spread_, votes["encoder"] / max(votes["gcn"], votes["hog"])
         share = members["encoder"]["weight"]
-        assert share / (1 - share) == pytest.approx(sigma / (1 - sigma) * ratio)
+        sure = 1 - members["near"]["weight"] / (1 - share)    # the network's answers, not its doubts
+        assert share / (1 - share) == pytest.approx(sigma / (1 - sigma) * ratio / sure)
         assert sum(v["weight"] for v in members.values()) == pytest.approx(1)
 
 
@@ -130,7 +134,7 @@ def test_features_do_not_depend_on_order_and_are_found_again(tmp_path):
 
     x, work = discs(30), Workspace(store=StageStore(tmp_path))
     one, two = (EncoderNeighbours(count, most=20).fit(v, workspace=work) for v in (x, x[::-1]))
-    assert np.allclose(np.sort(one.bank_, 0), np.sort(two.bank_, 0)) and calls == [20, 20]    # functions: no memory
+    assert np.allclose(np.sort(one.bank_, 0), np.sort(two.bank_, 0)) and sum(calls) == 40    # functions: no memory
 
 
 def test_a_store_keeps_features_of_the_fit_only(tmp_path, monkeypatch):
@@ -268,14 +272,43 @@ def test_encoder_neighbours_are_those_of_scikit_learn():
         torch.from_numpy(v).float() / 255, size=(48, 48), mode="bicubic", antialias=True).clamp(0, 1))).numpy()
         for v in (x, new)]
     expected = NearestNeighbors(n_neighbors=3).fit(rows[0]).kneighbors(rows[1])[0][:, -1]
-    member = EncoderNeighbours(Cells(), k=3, size=48)
+    member = EncoderNeighbours(Cells(), k=3, size=48, whitening=0)
     assert np.allclose(member.fit(x).distance(new), expected, atol=1e-5)
     alone = EncoderKNN(member=member, calibration_fraction=0).fit(x)
     assert np.allclose(-alone.score_samples(new), expected, atol=1e-5)
     member.remember(new)
     both = NearestNeighbors(n_neighbors=3).fit(np.concatenate(rows)).kneighbors(rows[1])[0][:, -1]
     assert np.allclose(member.distance(new), both, atol=1e-3)
-    assert member.spread == pytest.approx(1 - np.square(np.concatenate(rows).mean(0)).sum(), abs=1e-5)
+    assert member.spread_ == pytest.approx(1 - np.square(rows[0].mean(0)).sum(), abs=1e-5)
+
+
+@pytest.mark.parametrize("n, size", [(60, 20), (20, 60)])
+def test_whitening_is_that_of_ledoit_and_wolf(n, size):
+    "Fully whitened distances are Mahalanobis' by scikit-learn's shrunk covariance, but for one scale; half, its root."
+    rows = np.random.default_rng(0).normal(size=(n, size)) * np.linspace(0.1, 3, size)
+    inverse = np.linalg.inv(ledoit_wolf(rows)[0])
+    for power in (1.0, 0.5, 0.0):
+        axes, factors, rest = whitened(rows, power)
+        matrix = rest * np.eye(size) + (axes.T * (factors - rest)) @ axes
+        values, vectors = np.linalg.eigh(inverse)
+        expected = (vectors * values ** (power / 2)) @ vectors.T
+        assert np.allclose(matrix / np.trace(matrix), expected / np.trace(expected), atol=1e-5)
+
+
+def test_rows_that_do_not_differ_are_not_whitened():
+    for rows in (np.ones((5, 3)), np.zeros((4, 2)), np.ones((1, 6)), np.vstack([np.eye(3), -np.eye(3)])):
+        axes, factors, rest = whitened(rows, 0.5)
+        assert not len(axes) and not len(factors) and rest == 1
+
+
+def test_a_file_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(clad.encoder, "make_encoder", lambda name: (Cells(), (0.0,) * 3, (1.0,) * 3))
+    monkeypatch.setattr(clad.encoder, "check_encoder", lambda name: None)
+    detector = EncoderKNN(member=EncoderNeighbours("cells"), calibration_fraction=0).fit(discs(30))
+    monkeypatch.setattr(EncoderNeighbours, "_tensors", Encoded._tensors)    # what they held
+    detector.save(tmp_path / "old.clad")
+    with pytest.raises(ValueError, match="earlier version.*fit again"):
+        clad.load(tmp_path / "old.clad")
 
 
 class Grid(nn.Module):

@@ -6,10 +6,11 @@ Needs the extras `encoder` and `peers`. Every peer gets the encoder's features (
 most 4,000 normal images, and scores at most 2,500 test images; parameters are the peer's own defaults. Columns: version
 of the peer; auroc; seconds of fit and score; memory, of the process at its peak in MiB; false_alarms, the share of
 normal test images beyond the threshold that the peer gives when 5 % are asked for (empty where it gives none). `clad`
-is the distance to the fifth neighbour with the threshold of chapter 54, set on a tenth of the normal images that the
-neighbours do not include. anomalib's PatchCore looks at pictures: it gets what the encoder gets, with the same network
-as its backbone (its outputs at an eighth and a sixteenth of the size, as by default), 1,000 normal images, and one
-patch in a hundred kept; it gives no threshold without anomalies.
+is the distance to the fifth neighbour, half whitened, with the threshold of chapter 54, set on a tenth of the normal
+images that the neighbours do not include. anomalib's PatchCore looks at pictures, of 96 to 224 pixels (at 160, as the
+encoder sees small ones, its selection of patches would take about seven times as long): with the same network as its
+backbone (its outputs at an eighth and a sixteenth of the size, as by default), 1,000 normal images, and one patch in a
+hundred kept; it gives no threshold without anomalies.
 """
 import argparse
 import importlib.metadata
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 from clad.ablation import write_rows
 from clad.conformal import conformal_offset, held_out
 from clad.data import load_dataset
-from clad.encoder import EncoderNeighbours, by_content, make_encoder
+from clad.encoder import EncoderNeighbours, by_content, make_encoder, whiten, whitened
 from clad.metrics import auroc
 from clad.runs import peak_memory
 from clad.scenarios import get_scenario
@@ -42,16 +43,17 @@ SCENARIOS = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT", "mn
 
 
 class Clad:
-    "Fifth neighbour, threshold from held-out normal rows (whole groups)."
+    "Fifth neighbour, half whitened, threshold from held-out normal rows (whole groups)."
     package, pictures = "clad-detector", False
 
     def fit(self, rows, groups):
         held = held_out(len(rows), 0.1, groups, 0)
-        self.search = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(rows[~held])
+        self.white = whitened(rows[~held], EncoderNeighbours().whitening)
+        self.search = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(whiten(rows[~held], *self.white))
         self.offset = conformal_offset(-self.score(rows[held]), ALPHA, None if groups is None else groups[held])
 
     def score(self, rows):
-        return self.search.kneighbors(rows)[0][:, -1]
+        return self.search.kneighbors(whiten(rows, *self.white))[0][:, -1]
 
     def alarms(self, scores):
         return -scores < self.offset
@@ -110,7 +112,7 @@ class Cleanlab(Clad):
 
 
 class Patchcore(Clad):
-    "anomalib's PatchCore with the encoder of chapter 17 as its backbone."
+    "anomalib's PatchCore with the encoder of chapter 17 as its backbone, on pictures of 96 to 224 pixels."
     package, pictures = "anomalib", True
 
     @torch.inference_mode()
@@ -135,7 +137,7 @@ class Patchcore(Clad):
         return torch.cat([self.model(part).pred_score for part in self.prepared(pictures)]).numpy()
 
     def prepared(self, pictures):
-        "Batches as the encoder of chapter 17 gets them."
+        "Batches scaled as the encoder of chapter 17 expects them."
         mean, std = (torch.tensor(v)[:, None, None] for v in self.scale)
         for i in range(0, len(pictures), 64):
             x = torch.from_numpy(pictures[i : i + 64]).float().expand(-1, 3, -1, -1) / 255

@@ -2,14 +2,16 @@
 
 usage: python tools/plus.py OUT.csv [--scenarios mnist/CUR gtsrb/SPDL cifar10/THG tiny-imagenet/STRT] [--seed 0]
                             [--cache FOLDER] [--encoder] [--budget 40000]
-                            [--parts votes tried scores labels optimizer budget]
+                            [--parts votes tried features scores labels optimizer budget]
 
 Columns: dataset, scenario, seed, part, choice, auroc; rows of the same name in OUT.csv are replaced. Parts:
   member   one opinion alone
   without  the vote without one member (the network of chapter 18 is one member)
   vote     scales and weights: equal, by the turn test, by the best weights for the test labels ("oracle")
-  encoder  its share of the vote: none, by the spread of its features alone, by the rule, a half, all,
-           and the oracle's
+  encoder  its share of the vote: none, by the spread of its features alone, by the rule, by the rule of the fifth
+           freeze (without the doubts of the network), a half, all, and the oracle's
+  features the encoder alone: size of its pictures in pixels, and how far its features are whitened
+  few      the same at 160 pixels, from so many normal pictures (the mean of five draws; with `features`)
   tried    recipes that were measured and not frozen: `PatchResidual` of chapter 16 as one more member, and the square
            of the share of `turn` in the network's vote
   score    hidden classes in the score: none, found (k-means, 10), over-split (50), true; for two distances, on the
@@ -37,18 +39,20 @@ from torch.nn import functional as F
 
 from clad.ablation import write_rows
 from clad.data import load_dataset
-from clad.encoder import by_content
+from clad.encoder import EncoderNeighbours, by_content, whiten, whitened
 from clad.floors import PatchResidual
 from clad.metrics import auroc
-from clad.plus import CLADPlus
+from clad.odin import neighbour_distance
+from clad.plus import CLADPlus, trusted
 from clad.runs import Run, build
 from clad.scenarios import get_scenario
 from clad.training import Pixels, channel_statistics
 from clad.transforms import Muon, TurnNet, nearest, shifted, sized, turned
 
 DEVELOPMENT = ("mnist/CUR", "gtsrb/SPDL", "cifar10/THG", "tiny-imagenet/STRT")
-PARTS = ("votes", "tried", "scores", "labels", "optimizer", "budget")
+PARTS = ("votes", "tried", "features", "scores", "labels", "optimizer", "budget")
 BUDGETS = (120_000, 960_000)
+FEW = (10, 30, 100, 300, 1_000)
 SHARES = np.linspace(0, 1, 11)
 SGD = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
@@ -72,11 +76,33 @@ def votes(detector: CLADPlus, split) -> dict[tuple[str, str], float]:
         auroc(split.is_anomaly, a * own["gcn"] + b * own["hog"] + (1 - a - b) * own["network"])
         for a, b in itertools.product(SHARES, SHARES) if a + b <= 1 + 1e-9)
     if share:
-        parts = {"none": 0.0, "by spread": detector.frozen_.spread, "by the rule": share, "half": 0.5, "all": 1.0}
+        before = trusted(detector.frozen_.spread_, m["encoder"]["turned"], max(m["gcn"]["turned"], m["hog"]["turned"]))
+        parts = {"none": 0.0, "by spread": detector.frozen_.spread_, "by the fifth rule": before,
+                 "by the rule": share, "half": 0.5, "all": 1.0}
         for choice, part in parts.items():
             areas["encoder", choice] = float(auroc(split.is_anomaly, (1 - part) * scratch + part * z["encoder"]))
         areas["encoder", "oracle"] = max(auroc(split.is_anomaly, (1 - p) * scratch + p * z["encoder"]) for p in SHARES)
     return areas
+
+
+def features(split, seed: int) -> dict[tuple[str, str], float]:
+    "AUROC by (part, choice) of the encoder alone: by size and whitening, and by the number of normal images."
+    normal = split.train.images[by_content(split.train.images, 4_000)]
+    test, odd, rows = several(split.test.images, 2_500), several(split.is_anomaly, 2_500), {}
+
+    def area(bank: np.ndarray, new: np.ndarray, power: float) -> float:
+        own = whitened(bank, power)
+        return float(auroc(odd, neighbour_distance(whiten(new, *own), whiten(bank, *own), EncoderNeighbours().k)))
+
+    for size in (96, 160):
+        describe = EncoderNeighbours(size=size).fit(normal[:2]).rows
+        bank, new = describe(normal), describe(test)
+        for power in (0.0, 0.5, 1.0):
+            rows["features", f"{size} pixels, whitened {power:g}"] = area(bank, new, power)
+    for n, power in itertools.product(FEW, (0.0, 0.5)):
+        draws = [np.random.default_rng(seed + i).choice(len(bank), n, replace=False) for i in range(5)]
+        rows["few", f"{n} normal, whitened {power:g}"] = np.mean([area(bank[draw], new, power) for draw in draws])
+    return rows
 
 
 class WithPatches(CLADPlus):
@@ -175,6 +201,8 @@ def scenario_rows(dataset: str, name: str, seed: int, args) -> dict[tuple[str, s
     rows = votes(detector, split) if "votes" in args.parts else {}
     if "tried" in args.parts:
         rows |= tried(detector, split)
+    if "features" in args.parts:
+        rows |= features(split, seed)
     for budget in BUDGETS if "budget" in args.parts else ():
         other = clone(detector).set_params(budget=budget).fit(split.train.images, groups=split.train.groups)
         area = auroc(split.is_anomaly, other.anomaly_score(split.test.images))
