@@ -225,7 +225,7 @@ def whitened(rows: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray, fl
     """Directions [m,D] of spread of rows [n,D], orthonormal, the factor of each [m], and that of all other directions.
 
     The factor is (variance / mean variance)^(-power/2), variances shrunk as by Ledoit and Wolf (2004): power 0 leaves
-    rows as they are, 1 makes their covariance the identity, but for the shrinkage and one scale.
+    rows as they are, 1 makes their covariance the identity, but for the shrinkage (at least SHRUNK) and one scale.
     """
     rows = rows - rows.mean(0, dtype=np.float64)
     n, size = rows.shape
@@ -335,7 +335,7 @@ class OneEncoded(OneMember):
 
 
 class EncoderKNN(OneEncoded):
-    "Distance to the fifth nearest normal image among the features of a pretrained encoder (`EncoderNeighbours`)."
+    "Distance to the fifth nearest normal image among the half whitened features of an encoder (`EncoderNeighbours`)."
     kind = EncoderNeighbours
 
 # %% ../nbs/17_encoder.ipynb #781e0ad4

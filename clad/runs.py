@@ -56,7 +56,7 @@ OWN: dict[str, type[Detector]] = {"GCN": GCN, "HOG": HOG, "Patches": Patches, "E
 REVISION: dict[str, int] = dict.fromkeys([*METHODS, *OWN], 1) | {
     "OCCNN": 2,  # exactly so many iterations
     "EncoderKNN": 2,  # 160 pixels, half whitened
-    "CLADPlus": 4, "CLADPlusEncoder": 5}  # the freezes of chapter 19 that change them
+    "CLADPlus": 4, "CLADPlusEncoder": 5}  # raised by freezes of chapter 19
 
 
 def method_of(name: str) -> type[Detector]:
