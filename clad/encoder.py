@@ -264,7 +264,7 @@ class EncoderNeighbours(Encoded):
     name, revision = "encoder", 2
     allowed = Encoded.allowed | {
         ("k",): AT_LEAST_1,
-        ("whitening",): ("a number from 0 to 1", is_number(0, or_equal=True, high=np.nextafter(1, 2)))}
+        ("whitening",): ("a number from 0 to 1", lambda v: is_number(0, or_equal=True)(v) and v <= 1)}
 
     def __init__(self, encoder: Any = "auto", *, k: int = 5, size: int | None = None, whitening: float = 0.5,
                  most: int = 5_000, batch_size: int | None = None):

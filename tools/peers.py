@@ -8,9 +8,9 @@ of the peer; auroc; seconds of fit and score; memory, of the process at its peak
 normal test images beyond the threshold that the peer gives when 5 % are asked for (empty where it gives none). `clad`
 is the distance to the fifth neighbour, half whitened, with the threshold of chapter 54, set on a tenth of the normal
 images that the neighbours do not include. anomalib's PatchCore looks at pictures, of 96 to 224 pixels (at 160, as the
-encoder sees small ones, its selection of patches would take about seven times as long): with the same network as its
-backbone (its outputs at an eighth and a sixteenth of the size, as by default), 1,000 normal images, and one patch in a
-hundred kept; it gives no threshold without anomalies.
+encoder sees small ones, there would be nearly three times as many patches to select from and to keep): with the same
+network as its backbone (its outputs at an eighth and a sixteenth of the size, as by default), 1,000 normal images, and
+one patch in a hundred kept; it gives no threshold without anomalies.
 """
 import argparse
 import importlib.metadata
